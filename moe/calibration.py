@@ -1,0 +1,84 @@
+"""What is fitted on validation rows and saved with the weights: temperatures and thresholds.
+
+Dimensions: N rows, C in-scope classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moe.decode import Floats, log_softmax
+from moe.metrics import Bools, recall_threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Fitted numbers; a name that is absent has not been fitted.
+
+    Attributes:
+        temperature: Divides the logits of a classifier expert, by expert name; absent is 1.
+        out_of_scope: By task: rows whose score is above it are rejected; absent rejects none.
+        no_answer: By task: a question has no answer if p(none) - p(best span) is above it; absent
+            always answers.
+    """
+
+    temperature: dict[str, float] = field(default_factory=dict)
+    out_of_scope: dict[str, float] = field(default_factory=dict)
+    no_answer: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for the checkpoint."""
+        return {
+            "temperature": dict(self.temperature),
+            "out_of_scope": dict(self.out_of_scope),
+            "no_answer": dict(self.no_answer),
+        }
+
+
+def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
+    """The temperature in [0.05, 20] with the smallest cross-entropy (Guo et al. 2017); 1 without rows.
+
+    A golden-section search: in 1/temperature the cross-entropy is convex.
+    """
+    if len(logits_NC) == 0:
+        return 1.0
+
+    def cross_entropy(inverse: float) -> float:
+        return -float(log_softmax(logits_NC * inverse)[np.arange(len(label_N)), label_N].mean())
+
+    low, high, ratio = 0.05, 20.0, (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if cross_entropy(left) < cross_entropy(right):
+            high = right
+        else:
+            low = left
+    return float(2 / (low + high))
+
+
+def fit_out_of_scope(scores_N: Floats, out_of_scope_N: Bools, recall: float) -> float | None:
+    """Threshold that rejects a share `recall` of the out-of-scope rows; None without such rows."""
+    if not out_of_scope_N.any():
+        return None
+    return recall_threshold(scores_N, out_of_scope_N, recall)
+
+
+def fit_no_answer(margin_N: Floats, f1_span_N: Floats, f1_none_N: Floats) -> float:
+    """Threshold on p(none) - p(best span) with the best mean F1; between two rows' margins.
+
+    Args:
+        margin_N: p(none) - p(best span) of each question.
+        f1_span_N: F1 of its best span.
+        f1_none_N: F1 of answering nothing: 100 or 0.
+    """
+    order = np.argsort(margin_N)
+    margins = margin_N[order]
+    # Rows [0, k) are answered, the others not.
+    answered = np.concatenate([[0.0], np.cumsum(f1_span_N[order])])
+    refused = np.concatenate([np.cumsum(f1_none_N[order][::-1])[::-1], [0.0]])
+    best = int(np.argmax(answered + refused))
+    edges = np.concatenate([[margins[0] - 1.0], margins, [margins[-1] + 1.0]])
+    return float((edges[best] + edges[best + 1]) / 2)

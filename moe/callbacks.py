@@ -1,0 +1,78 @@
+"""The checkpoint of a running training, and progress lines where no terminal shows a bar."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ProgressBar
+
+from moe.evaluation import main_metric
+
+
+class LastCheckpoint(Callback):
+    """Writes everything needed to go on to one file, every few optimizer steps and at the end.
+
+    Args:
+        path: The file, replaced by each write.
+        every: Optimizer steps between two writes.
+    """
+
+    def __init__(self, path: Path, *, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Writes when it is time."""
+        if trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the last state."""
+        trainer.save_checkpoint(self.path)
+
+
+class PlainProgress(ProgressBar):
+    """One line about every half minute, and one per validation."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._start = self._last = time.monotonic()
+
+    def disable(self) -> None:
+        """Nothing to do: lines are never redrawn."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = self._last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        """Prints the step, the loss and the speed."""
+        now = time.monotonic()
+        if now - self._last < self.seconds:
+            return
+        self._last = now
+        values = trainer.logged_metrics
+        loss = float(values.get("train_loss/total", float("nan")))
+        speed = float(values.get("speed/tokens_per_second", float("nan")))
+        print(
+            f"step {trainer.global_step}/{pl_module.total_steps}  loss {loss:.3f}  "
+            f"{speed:.0f} tokens/s  {(now - self._start) / 60:.1f} min",
+            flush=True,
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Prints every task's main metric."""
+        if pl_module.evaluation is None:
+            return
+        parts = [
+            f"{task} {name} {100 * value:.2f}"
+            for task, (name, value) in (
+                (t, main_metric(m)) for t, m in pl_module.evaluation.tasks.items()
+            )
+        ]
+        routing = pl_module.evaluation.gate["routing_accuracy"]
+        print(f"validation at step {trainer.global_step}: {', '.join(parts)}, "
+              f"routing {100 * routing:.2f}", flush=True)

@@ -1,0 +1,65 @@
+"""The command line of training: one typed config plus `--trainer.*`; mistakes become one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from moe.config import ExperimentConfig
+from moe.types import InputError
+
+# What the program sets itself: its own logger, callbacks and sampler.
+_OWN = {"logger", "callbacks", "plugins", "use_distributed_sampler", "model_registry", "profiler"}
+
+
+def training_parser() -> ArgumentParser:
+    """The command line of `train.py`: the config's fields, `--trainer.*`, `--config`, `--resume`."""
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Trains one model for all tasks of the config. Later arguments win.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_argument("--resume", type=str | None, default=None, help="run folder to go on with")
+    parser.add_class_arguments(ExperimentConfig)
+    parser.add_class_arguments(L.Trainer, "trainer", skip=_OWN, instantiate=False)
+    parser.set_defaults({"trainer.max_epochs": 3, "trainer.num_sanity_val_steps": 0})
+    return parser
+
+
+def parse_training(arguments: list[str]) -> tuple[ExperimentConfig, Namespace]:
+    """The typed config, and all values with their defaults.
+
+    Raises:
+        InputError: An unknown key, a value of the wrong type or outside its range.
+    """
+    parser = training_parser()
+    try:
+        values = parser.parse_args(arguments)
+        parsed = parser.instantiate(values)
+    except ArgumentError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    names = ("tasks", "model", "data", "optimizer", "seed_everything", "checkpoint_every", "patience")
+    return ExperimentConfig(**{name: parsed[name] for name in names}), values
+
+
+def save_arguments(values: Namespace, path: Path) -> None:
+    """Writes the resolved values as YAML that `--config` reads back."""
+    kept = values.clone()
+    for name in ("config", "resume"):
+        kept.pop(name, None)
+    path.write_text(training_parser().dump(kept), encoding="utf-8")
+
+
+def exit_on_input_error(main: Callable[[], Any]) -> None:
+    """Runs an entry point; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,201 @@
+"""Loaders of planned training steps and of evaluation requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moe.config import DataConfig
+from moe.data.collate import RequestBatch, TextTokenizer, Window, collate, collate_requests, token_budget
+from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
+from moe.data.prepare import Tables
+from moe.data.tables import TaskTable, training_items
+from moe.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The micro-batches of one optimizer step, with its position counted from 0."""
+
+    position: int
+    micro_batches: tuple[Batch, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> Step:
+        """Every micro-batch moved as by `torch.Tensor.to`."""
+        return replace(self, micro_batches=tuple(b.to(*args, **kwargs) for b in self.micro_batches))
+
+    def pin_memory(self) -> Step:
+        """Every micro-batch in page-locked memory, for the data loader."""
+        return replace(self, micro_batches=tuple(b.pin_memory() for b in self.micro_batches))
+
+
+class StepDataset(Dataset[Step]):
+    """Turns the position of a step into its micro-batches."""
+
+    def __init__(self, tables: Sequence[TaskTable], planner: StepPlanner, tokenizer: TextTokenizer):
+        self.tables = tables
+        self.planner = planner
+        self.tokenizer = tokenizer
+        self.donors = next((t for t in tables if t.spec.needs_context), None)
+
+    def __getitem__(self, position: int) -> Step:
+        plan: StepPlan = self.planner.step(position)
+        rows_T = torch.tensor(plan.rows_T)
+        batches = []
+        for micro_batch in plan.micro_batches:
+            windows = self._windows(micro_batch)
+            batches.append(collate(windows, range(len(windows)), self.tokenizer, rows_T))
+        return Step(position=position, micro_batches=tuple(batches))
+
+    def _windows(self, planned: Sequence[PlannedRow]) -> list[Window]:
+        windows: dict[int, Window] = {}
+        for task, table in enumerate(self.tables):
+            mine = [i for i, row in enumerate(planned) if row.task == task]
+            if mine:
+                items = self.planner.items[task]
+                records = table.read([int(items.row[planned[i].item]) for i in mine])
+                for i, record in zip(mine, records, strict=True):
+                    windows[i] = self._window(planned[i], record, table)
+        return [windows[i] for i in range(len(planned))]
+
+    def _window(self, row: PlannedRow, record: dict[str, Any], table: TaskTable) -> Window:
+        items = self.planner.items[row.task]
+        length = (items.noised if row.noised else items.text)[row.item]
+        text_ids = record["noised_ids" if row.noised else "text_ids"][:length]
+        first, context_ids = int(items.first[row.item]), None
+        if items.context[row.item]:
+            context_ids = record["context_ids"][first : first + items.context[row.item]]
+        elif row.donor >= 0 and self.donors is not None:
+            passage = self.donors.read([row.donor])[0]["context_ids"]
+            context_ids = passage[row.donor_first : row.donor_first + row.donor_length]
+        start, end = record["span"]
+        return Window(
+            text_ids=text_ids,
+            context_ids=context_ids,
+            first=first,
+            task=row.task,
+            label=int(record["label"]),
+            span=(int(start), int(end)),
+        )
+
+
+class RequestDataset(Dataset[RequestBatch]):
+    """All rows of one table in micro-batches of whole requests, longest first."""
+
+    def __init__(self, table: TaskTable, tokenizer: TextTokenizer, config: DataConfig):
+        self.table = table
+        self.tokenizer = tokenizer
+        self.shape = {"max_length": config.max_length, "stride": config.stride}
+        windows = [table.windows(r, **self.shape) for r in table.read(range(len(table)))]
+        self.groups = token_budget(
+            [max(map(len, w)) for w in windows],
+            config.max_tokens,
+            config.max_padding,
+            counts=[len(w) for w in windows],
+        )
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> RequestBatch:
+        rows = self.groups[index]
+        windows = [
+            [replace(w, task=self.table.task) for w in self.table.windows(record, **self.shape)]
+            for record in self.table.read(rows)
+        ]
+        return collate_requests(rows, windows, self.tokenizer)
+
+
+class PositionSampler(Sampler[int]):
+    """Positions of the optimizer steps of one epoch, from `start` on."""
+
+    def __init__(self, steps_per_epoch: int, total_steps: int) -> None:
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        stop = min((self.start // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
+        yield from range(self.start, stop)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+
+class MixtureData(L.LightningDataModule):
+    """Data of a training run.
+
+    Args:
+        tables: Tokenized rows.
+        planner: Plans the training steps.
+        tokenizer: For the ids of the special tokens.
+        config: Windows, micro-batches, workers.
+        steps_per_epoch: Optimizer steps of a pass over the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Tables,
+        planner: StepPlanner,
+        tokenizer: TextTokenizer,
+        config: DataConfig,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__()
+        self.tables = tables
+        self.planner = planner
+        self.tokenizer = tokenizer
+        self.config = config
+        self.sampler = PositionSampler(steps_per_epoch, len(planner))
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        """Steps from where training stands; one item is one optimizer step."""
+        if self.trainer is not None:
+            self.sampler.start = self.trainer.global_step
+        dataset = StepDataset(self.tables.train, self.planner, self.tokenizer)
+        return self._loader(dataset, sampler=self.sampler)
+
+    def val_dataloader(self) -> list[DataLoader[RequestBatch]]:
+        """One loader per task."""
+        return [
+            self._loader(RequestDataset(table, self.tokenizer, self.config))
+            for table in self.tables.validation
+        ]
+
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.config.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def build_planner(
+    tables: Tables, config: DataConfig, *, total_steps: int, seed: int
+) -> StepPlanner:
+    """The planner of a run over the training tables."""
+    shape = {"max_length": config.max_length, "stride": config.stride}
+    donors = next((t for t in tables.train if t.spec.needs_context), None)
+    return StepPlanner(
+        items=[training_items(table, **shape) for table in tables.train],
+        names=[spec.name for spec in tables.specs],
+        can_attach=[not spec.needs_context for spec in tables.specs],
+        donors=None if donors is None else donors.lengths("context_ids"),
+        mixing=config.mixing,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+        max_padding=config.max_padding,
+        max_length=config.max_length,
+        attach_context=config.attach_context,
+        noise=config.noise,
+        total_steps=total_steps,
+        seed=seed,
+    )

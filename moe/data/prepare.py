@@ -1,0 +1,127 @@
+"""From a config to clean, tokenized tables: read, clean, name the labels, report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe.config import DataConfig, TaskConfig
+from moe.data.cleaning import CleaningReport, clean
+from moe.data.collate import TextTokenizer
+from moe.data.sources import Columns, Example, read_source
+from moe.data.tables import TaskTable, build_table
+from moe.types import InputError, TaskSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """Clean rows of one task.
+
+    Attributes:
+        spec: What the model must know of the task.
+        train: Training rows.
+        validation: Validation rows.
+        report: What cleaning dropped.
+    """
+
+    spec: TaskSpec
+    train: list[Example]
+    validation: list[Example]
+    report: CleaningReport
+
+
+def read_split(
+    name: str, task: TaskConfig, source: str, root: str, split: Literal["train", "validation", "test"]
+) -> list[Example]:
+    """Rows of one source of a task; an error names the task."""
+    columns = Columns(text=task.text, context=task.context, label=task.label)
+    try:
+        return read_source(source, root=Path(root), split=split, type=task.type, columns=columns)
+    except InputError as error:
+        raise InputError(f"task {name}: {error}") from error
+
+
+def _labels(name: str, task: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]:
+    if task.type != "classifier":
+        return ()
+    found = {example.label or "" for example in train} - {task.out_of_scope}
+    labels = task.labels or sorted(found)
+    if task.out_of_scope in labels:
+        raise InputError(
+            f"tasks.{name}.labels lists {task.out_of_scope!r}, which is tasks.{name}.out_of_scope: "
+            "keep it in one of the two"
+        )
+    if len(labels) < 2:
+        raise InputError(
+            f"task {name}: {len(labels)} label in the training rows ({', '.join(labels)}); "
+            "a classifier needs at least 2"
+        )
+    return tuple(labels)
+
+
+def read_task(name: str, task: TaskConfig, root: str, seed: int) -> TaskData:
+    """Reads and cleans the training and validation rows of a task."""
+    train = read_split(name, task, task.train, root, "train")
+    validation = None
+    if task.validation is not None:
+        validation = read_split(name, task, task.validation, root, "validation")
+    try:
+        train, validation, report = clean(train, validation, type=task.type, seed=seed)
+    except InputError as error:
+        raise InputError(f"task {name}: {error}") from error
+    labels = _labels(name, task, train)
+    spec = TaskSpec(
+        name=name,
+        type=task.type,
+        num_experts=task.experts,
+        labels=labels,
+        out_of_scope=task.out_of_scope,
+        can_be_unanswerable=task.type == "span" and any(not e.answers for e in train),
+    )
+    return TaskData(spec=spec, train=train, validation=validation, report=report)
+
+
+def describe(data: TaskData) -> str:
+    """One line for the table printed before training: rows, classes, what was dropped."""
+    if data.spec.type == "span":
+        none = sum(not example.answers for example in data.train)
+        detail = f"{len({e.context for e in data.train})} passages, {none} questions without answer"
+    else:
+        counts = Counter(example.label for example in data.train).most_common()
+        outside = dict(counts).get(data.spec.out_of_scope, 0)
+        detail = (
+            f"{len(data.spec.labels)} classes ({counts[0][0]}: {counts[0][1]} ... "
+            f"{counts[-1][0]}: {counts[-1][1]})"
+        ) + (f", {outside} out of scope" if data.spec.out_of_scope else "")
+    return f"{data.spec.name}: {data.report}; {detail}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Tokenized rows of all tasks, in the model's order of tasks."""
+
+    specs: tuple[TaskSpec, ...]
+    train: tuple[TaskTable, ...]
+    validation: tuple[TaskTable, ...]
+
+
+def build_tables(
+    tasks: dict[str, TaskConfig], data: DataConfig, tokenizer: TextTokenizer, seed: int
+) -> tuple[Tables, list[str]]:
+    """Tables of every task, and one line of counts per task."""
+    read = [read_task(name, task, data.root, seed) for name, task in tasks.items()]
+    cache = Path(data.cache)
+    tables = Tables(
+        specs=tuple(task.spec for task in read),
+        train=tuple(
+            build_table(task.train, task.spec, i, tokenizer, cache) for i, task in enumerate(read)
+        ),
+        validation=tuple(
+            build_table(task.validation, task.spec, i, tokenizer, cache)
+            for i, task in enumerate(read)
+        ),
+    )
+    return tables, [describe(task) for task in read]

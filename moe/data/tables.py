@@ -1,0 +1,213 @@
+"""Tokenized rows as memory-mapped Arrow, cached under the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe.data.augment import add_noise
+from moe.data.collate import Ids, TextTokenizer, Window, make_windows, window_starts
+from moe.data.sources import Example
+from moe.types import InputError, TaskSpec
+
+_VERSION = 1
+_CHUNK = 1000
+
+
+def _answer_tokens(offsets: NDArray[np.int32], start: int, end: int) -> tuple[int, int]:
+    """First and last token that touch the characters [start, end) of the context."""
+    touching = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
+    return (int(touching[0]), int(touching[-1])) if len(touching) else (-1, -1)
+
+
+def _voted_answer(example: Example) -> tuple[int, int] | None:
+    """Characters of the answer most annotators gave, the first given among equals."""
+    if not example.answers:
+        return None
+    votes = Counter((a.start, a.start + len(a.text)) for a in example.answers)
+    return votes.most_common(1)[0][0]
+
+
+def _label_number(example: Example, spec: TaskSpec) -> int:
+    if spec.type != "classifier":
+        return -1
+    if example.label == spec.out_of_scope and example.label is not None:
+        return len(spec.labels)
+    label = example.label or ""
+    if label in spec.labels:
+        return spec.labels.index(label)
+    if label.isdecimal() and int(label) < len(spec.labels):  # a number stands for its name
+        return int(label)
+    raise InputError(
+        f"task {spec.name}: label {label!r} of {example.text[:60]!r} is neither a name nor a "
+        f"number of the {len(spec.labels)} labels ({', '.join(spec.labels[:6])}"
+        f"{', ...' if len(spec.labels) > 6 else ''}): correct the row, or list all labels in "
+        f"tasks.{spec.name}.labels"
+    )
+
+
+def _rows(
+    examples: Sequence[Example], spec: TaskSpec, tokenizer: TextTokenizer
+) -> Iterator[dict[str, Any]]:
+    for at in range(0, len(examples), _CHUNK):
+        chunk = examples[at : at + _CHUNK]
+        texts = tokenizer.encode([e.text for e in chunk])
+        noised = tokenizer.encode([add_noise(e.text) for e in chunk])
+        contexts = tokenizer.encode([e.context or "" for e in chunk])
+        for example, (text_ids, _), (noised_ids, _), (context_ids, offsets) in zip(
+            chunk, texts, noised, contexts, strict=True
+        ):
+            voted = _voted_answer(example)
+            yield {
+                "text": example.text,
+                "context": example.context,
+                "answers": [answer.text for answer in example.answers],
+                "label": _label_number(example, spec),
+                "span": (-1, -1) if voted is None else _answer_tokens(offsets, *voted),
+                "text_ids": text_ids,
+                "noised_ids": noised_ids,
+                "context_ids": context_ids,
+                "offsets": offsets.reshape(-1),
+            }
+
+
+def _content_hash(examples: Sequence[Example], spec: TaskSpec, tokenizer: TextTokenizer) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {spec} {tokenizer.to_json()}".encode())
+    for example in examples:
+        digest.update(json.dumps(asdict(example)).encode())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTable:
+    """The rows of one task and split.
+
+    Attributes:
+        spec: The task.
+        task: Its number.
+        rows: Arrow table with text, context, answers, label, span and token ids.
+    """
+
+    spec: TaskSpec
+    task: int
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self, column: str) -> NDArray[np.int64]:
+        """Tokens of each row (rows,) in `text_ids`, `noised_ids` or `context_ids`."""
+        table = self.rows.with_format("arrow")
+        pieces = [np.diff(c.offsets.to_numpy()) for c in table[:][column].chunks]
+        return np.concatenate(pieces).astype(np.int64)
+
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each row (rows,), -1 for span tasks."""
+        return np.array(self.rows.with_format("numpy")["label"][:], dtype=np.int64)
+
+    def read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows in that order, token ids as numpy arrays."""
+        columns = self.rows.with_format("arrow")[list(rows)].to_pandas()
+        records: list[dict[str, Any]] = columns.to_dict("records")
+        return records
+
+    def windows(self, row: dict[str, Any], *, max_length: int, stride: int) -> list[Window]:
+        """All windows of one record of `read`, for evaluation."""
+        context_ids = row["context_ids"] if row["context"] is not None else None
+        return make_windows(row["text_ids"], context_ids, max_length=max_length, stride=stride)
+
+
+def build_table(
+    examples: Sequence[Example],
+    spec: TaskSpec,
+    task: int,
+    tokenizer: TextTokenizer,
+    cache: Path,
+) -> TaskTable:
+    """Tokenizes the rows, or opens what an earlier run tokenized.
+
+    The folder is named by the hash of rows, task and tokenizer, and appears complete or not at all.
+    """
+    import datasets
+
+    folder = cache / _content_hash(examples, spec, tokenizer)
+    if not folder.exists():
+        rows = list(_rows(examples, spec, tokenizer))
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_dict(columns, features=_features()).save_to_disk(str(partial))
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(partial)
+    return TaskTable(spec=spec, task=task, rows=datasets.load_from_disk(str(folder)))
+
+
+def _features() -> Any:
+    from datasets import Features, List, Value
+
+    tokens = List(Value("int32"))
+    return Features(
+        {
+            "text": Value("string"),
+            "context": Value("string"),
+            "answers": List(Value("string")),
+            "label": Value("int32"),
+            "span": tokens,
+            "text_ids": tokens,
+            "noised_ids": tokens,
+            "context_ids": tokens,
+            "offsets": tokens,
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingItems:
+    """What training draws from: one item per window of each row of a task.
+
+    Attributes:
+        row: (items,) row of the table.
+        first: (items,) first context token of the window.
+        text: (items,) tokens of the text, cut to fit.
+        noised: (items,) tokens of the text with noise, cut to fit.
+        context: (items,) context tokens in the window, 0 without a context.
+    """
+
+    row: NDArray[np.int64]
+    first: NDArray[np.int64]
+    text: NDArray[np.int64]
+    noised: NDArray[np.int64]
+    context: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def training_items(table: TaskTable, *, max_length: int, stride: int) -> TrainingItems:
+    """Lists the windows of all rows by their lengths alone; no row is read."""
+    items = []
+    lengths = (table.lengths(name) for name in ("text_ids", "noised_ids", "context_ids"))
+    for row, (text, noised, context) in enumerate(zip(*lengths, strict=True)):
+        half = (max_length - 3) // 2 if context else max_length - 2
+        starts = window_starts(text, context, max_length, stride) if context else [0]
+        for first in starts:
+            piece = min(context - first, max_length - 3 - min(text, half)) if context else 0
+            room = max_length - 3 - piece if context else half
+            items.append((row, first, min(text, half), min(noised, room), piece))
+    columns = np.array(items, dtype=np.int64).T
+    return TrainingItems(
+        row=columns[0], first=columns[1], text=columns[2], noised=columns[3], context=columns[4]
+    )

@@ -1,0 +1,123 @@
+"""From logits to answers, in numpy alone, so that every backend decodes alike.
+
+Dimensions: N rows, C classes, L tokens, P (row, expert) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+MAX_ANSWER_TOKENS = 30
+
+
+def log_softmax(logits: Floats, axis: int = -1) -> Floats:
+    """Natural log of the softmax; -inf stays -inf."""
+    shifted = logits - logits.max(axis, keepdims=True)
+    total: Floats = np.log(np.exp(shifted).sum(axis, keepdims=True))
+    return shifted - total
+
+
+def log_sum_exp(logits: Floats) -> Floats:
+    """Over the last dimension."""
+    top = logits.max(-1)
+    total: Floats = top + np.log(np.exp(logits - top[..., None]).sum(-1))
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierVotes:
+    """What the chosen experts of a classifier task said, one entry per (row, expert) pair.
+
+    Attributes:
+        row_P: Row of each pair.
+        expert_P: Column of the expert in the gate.
+        weight_P: w, summing to 1 over the pairs of a row.
+        logits_PC: In-scope classes first, then the out-of-scope class if the task has one.
+    """
+
+    row_P: NDArray[np.int64]
+    expert_P: NDArray[np.int64]
+    weight_P: Floats
+    logits_PC: Floats
+
+
+def mix_classes(
+    votes: ClassifierVotes, temperature_P: Floats, num_rows: int, num_labels: int
+) -> Floats:
+    """`sum_e w_e softmax(z_e / temperature_e)` (rows, labels) over the in-scope classes.
+
+    Args:
+        votes: Of all rows.
+        temperature_P: Temperature of each pair's expert.
+        num_rows: Rows of the result; every one has a pair.
+        num_labels: In-scope classes.
+    """
+    logits_PC = votes.logits_PC[:, :num_labels] / temperature_P[:, None]
+    mixed = np.zeros((num_rows, num_labels))
+    np.add.at(mixed, votes.row_P, votes.weight_P[:, None] * np.exp(log_softmax(logits_PC)))
+    return mixed
+
+
+def out_of_scope_scores(votes: ClassifierVotes, num_rows: int, num_labels: int) -> Floats:
+    """Score (rows,), larger for rows that fit no label: the log-odds of the out-of-scope class.
+
+    `z_oos - logsumexp(in-scope z)` in nats, averaged with the experts' weights.
+    """
+    in_scope_P = log_sum_exp(votes.logits_PC[:, :num_labels])
+    scores = np.zeros(num_rows)
+    score_P = votes.logits_PC[:, num_labels] - in_scope_P
+    np.add.at(scores, votes.row_P, votes.weight_P * score_P)
+    return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanChoice:
+    """The best span of a request.
+
+    Attributes:
+        start, end: First and last token of the whole context; (-1, -1) if no span is valid.
+        score: Its probability in its window.
+        null: Probability that there is no answer, the smallest over the windows.
+    """
+
+    start: int
+    end: int
+    score: float
+    null: float
+
+
+def best_span(
+    windows: Sequence[tuple[Sequence[float], Sequence[Floats], int]],
+    max_tokens: int = MAX_ANSWER_TOKENS,
+) -> SpanChoice:
+    """The most probable valid span over windows and experts.
+
+    Within a window `sum_e w_e p_e(start) p_e(end)` over spans in the context of at most
+    `max_tokens` tokens; position 0 stands for no answer.
+
+    Args:
+        windows: For each window the experts' weights, their logits (L, 2) with -inf outside the
+            context, and what to add to a position to get the token of the whole context.
+        max_tokens: Longest answer.
+    """
+    best = SpanChoice(start=-1, end=-1, score=0.0, null=1.0)
+    null = 1.0
+    for weights, logits, offset in windows:
+        joint_LL: Floats | float = 0.0
+        for weight, logits_L2 in zip(weights, logits, strict=True):
+            starts, ends = np.exp(log_softmax(logits_L2.astype(np.float64), axis=0)).T
+            joint_LL = joint_LL + weight * np.outer(starts, ends)
+        assert isinstance(joint_LL, np.ndarray)
+        null = min(null, float(joint_LL[0, 0]))
+        joint_LL[0, :] = 0.0  # a span that starts at [CLS] is no span
+        band_LL = np.triu(joint_LL) - np.triu(joint_LL, max_tokens)
+        start, end = divmod(int(band_LL.argmax()), band_LL.shape[1])
+        if band_LL[start, end] > best.score:
+            score = float(band_LL[start, end])
+            best = SpanChoice(start=start + offset, end=end + offset, score=score, null=1.0)
+    return SpanChoice(start=best.start, end=best.end, score=best.score, null=null)

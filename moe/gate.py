@@ -1,0 +1,195 @@
+"""The gate: scores of the experts from the shared embedding, and the decision that follows.
+
+Dimensions: B windows, D encoder width, P projection width, E experts, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe.types import Routing
+
+
+class CosineScores(nn.Module):
+    """Cosine between a projection of the embedding and one prototype per expert, in [-1, 1].
+
+    A new expert is one new row of `prototypes`; the scores of the others do not move.
+    """
+
+    def __init__(self, *, dim: int, width: int, num_experts: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(dim, width)
+        self.prototypes = nn.Parameter(torch.randn(num_experts, width))
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """Scores (B, E) of `pooled_BD` (B, D)."""
+        query_BP = F.normalize(self.projection(pooled_BD), dim=-1)
+        return query_BP @ F.normalize(self.prototypes, dim=-1).T
+
+
+class Gate(nn.Module):
+    """Scores every expert in float32; keeps nothing of a forward pass.
+
+    Args:
+        dim: Encoder width.
+        num_experts: Experts of all tasks together.
+        kind: `cosine` or `linear`.
+        width: Width of the projection, `cosine` only.
+        temperature: Divides the scores.
+        noise: Standard deviation of the noise added to the logits in training.
+    """
+
+    selection_bias: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_experts: int,
+        kind: Literal["cosine", "linear"] = "cosine",
+        width: int = 128,
+        temperature: float = 0.1,
+        noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scores: nn.Module = (
+            CosineScores(dim=dim, width=width, num_experts=num_experts)
+            if kind == "cosine"
+            else nn.Linear(dim, num_experts)
+        )
+        self.temperature = temperature
+        self.noise = noise
+        self.register_buffer("selection_bias", torch.zeros(num_experts))
+
+    def forward(self, pooled_BD: Tensor, request_ids: Tensor) -> Tensor:
+        """Gate logits (B, E), float32, equal for the windows of one request.
+
+        Args:
+            pooled_BD: The shared embedding.
+            request_ids: (B,) int64 in [0, B): windows with one number are averaged.
+        """
+        # A softmax over close scores loses the order of experts in bfloat16's 8 bits.
+        with torch.autocast(pooled_BD.device.type, enabled=False):
+            logits_BE = self.scores(pooled_BD.float()) / self.temperature
+            if self.training and self.noise > 0:
+                logits_BE = logits_BE + self.noise * torch.randn_like(logits_BE)
+            return _mean_per_request(logits_BE, request_ids)
+
+    @torch.no_grad()
+    def update_bias(self, load_E: Tensor, task_sizes: Sequence[int], rate: float) -> None:
+        """One step of loss-free balancing (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+
+        Inside each task, an expert with more than the mean load becomes less attractive by
+        `rate` logits and one with less becomes more so. The paper adds the bias to sigmoid
+        scores; here it is added to logits, and only to choose.
+
+        Args:
+            load_E: (E,) times each expert was chosen in the optimizer step.
+            task_sizes: Number of experts of each task.
+            rate: Logits per step.
+        """
+        sizes = list(task_sizes)
+        for bias, load in zip(self.selection_bias.split(sizes), load_E.split(sizes), strict=True):
+            bias += rate * torch.sign(load.float().mean() - load)
+
+
+def _mean_per_request(logits_BE: Tensor, request_ids: Tensor) -> Tensor:
+    sums_BE = torch.zeros_like(logits_BE).index_add(0, request_ids, logits_BE)
+    counts_B = torch.zeros_like(logits_BE[:, 0]).index_add(
+        0, request_ids, torch.ones_like(logits_BE[:, 0])
+    )
+    return sums_BE[request_ids] / counts_B[request_ids, None]
+
+
+def choose_tasks(
+    task_mass_BT: Tensor, allowed_BT: Tensor, multi_task_threshold: float | None
+) -> Tensor:
+    """(B, T) bool: the allowed task with the largest mass and, with a threshold, those above it.
+
+    Args:
+        task_mass_BT: G_t, float32.
+        allowed_BT: True at tasks that could answer, at least one per row.
+        multi_task_threshold: In (0, 1), or None for exactly one task.
+    """
+    mass_BT = task_mass_BT.masked_fill(~allowed_BT, -1.0)
+    tasks_BT = F.one_hot(mass_BT.argmax(-1), mass_BT.shape[-1]).bool()
+    if multi_task_threshold is not None:
+        tasks_BT = tasks_BT | (mass_BT > multi_task_threshold)
+    return tasks_BT
+
+
+def choose_experts(
+    scores_BE: Tensor, tasks_BT: Tensor, task_sizes: Sequence[int], top_k: int
+) -> Tensor:
+    """(B, E) bool: the `top_k` best experts inside each chosen task (all, where it has fewer).
+
+    Args:
+        scores_BE: What to rank by.
+        tasks_BT: (B, T) bool.
+        task_sizes: Number of experts of each task; experts are numbered task by task.
+        top_k: At least 1.
+    """
+    blocks = []
+    for task, scores in enumerate(scores_BE.split(list(task_sizes), -1)):
+        best = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
+        blocks.append(torch.zeros_like(scores, dtype=torch.bool).scatter(
+            1, best, tasks_BT[:, task, None].expand_as(best)
+        ))
+    return torch.cat(blocks, dim=-1)
+
+
+def log_weights(log_g_BE: Tensor, chosen_BE: Tensor, task_sizes: Sequence[int]) -> Tensor:
+    """log w (B, E): log g renormalised over the chosen experts of each task, -inf elsewhere."""
+    # Not -inf: the gradient of a logsumexp over nothing but -inf is NaN.
+    masked_BE = log_g_BE.masked_fill(~chosen_BE, torch.finfo(log_g_BE.dtype).min)
+    blocks = [b.log_softmax(-1) for b in masked_BE.split(list(task_sizes), -1)]
+    return torch.cat(blocks, dim=-1).masked_fill(~chosen_BE, -torch.inf)
+
+
+def route(
+    logits_BE: Tensor,
+    task_sizes: Sequence[int],
+    *,
+    tasks_BT: Tensor | None = None,
+    allowed_BT: Tensor | None = None,
+    top_k: int,
+    multi_task_threshold: float | None = None,
+    selection_bias_E: Tensor | None = None,
+) -> Routing:
+    """From gate logits to a decision, the same in training and at inference.
+
+    `g = softmax(logits)`, `G_t = sum_{e in E_t} g_e`; tasks are given or chosen by G_t, experts
+    within a task by their logits; `w = g` renormalised over the chosen experts of a task.
+
+    Args:
+        logits_BE: (B, E) float32.
+        task_sizes: Number of experts of each task.
+        tasks_BT: (B, T) bool, the tasks where they are known; None lets the gate choose.
+        allowed_BT: (B, T) bool, the tasks the gate may choose; None is all.
+        top_k: Experts per chosen task.
+        multi_task_threshold: See `choose_tasks`.
+        selection_bias_E: (E,) added to the logits only to choose experts inside a task.
+    """
+    log_g_BE = logits_BE.log_softmax(-1)
+    probabilities_BE = log_g_BE.exp()
+    blocks = probabilities_BE.split(list(task_sizes), -1)
+    task_mass_BT = torch.stack([block.sum(-1) for block in blocks], dim=-1)
+    if tasks_BT is None:
+        if allowed_BT is None:
+            allowed_BT = torch.ones_like(task_mass_BT, dtype=torch.bool)
+        tasks_BT = choose_tasks(task_mass_BT, allowed_BT, multi_task_threshold)
+    scores_BE = logits_BE if selection_bias_E is None else logits_BE + selection_bias_E
+    chosen_BE = choose_experts(scores_BE.detach(), tasks_BT, task_sizes, top_k)
+    return Routing(
+        logits_BE=logits_BE,
+        probabilities_BE=probabilities_BE,
+        task_mass_BT=task_mass_BT,
+        tasks_BT=tasks_BT,
+        chosen_BE=chosen_BE,
+        log_weights_BE=log_weights(log_g_BE, chosen_BE, task_sizes),
+    )

@@ -1,0 +1,217 @@
+"""Training with Lightning: one call of `training_step` is one optimizer step over all tasks.
+
+Dimensions: E experts, T tasks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from moe.calibration import Calibration
+from moe.collect import Answers, collect, join
+from moe.config import ExperimentConfig
+from moe.data.collate import RequestBatch
+from moe.data.module import Step
+from moe.data.tables import TaskTable
+from moe.evaluation import Evaluation, evaluate, fit_calibration, joint_score
+from moe.losses import GateSums, balance_loss, gate_sums, prior_divergence, routing_loss, switch_balance, z_loss
+from moe.model import Mixture
+from moe.schedule import parameter_groups, rate_factor
+from moe.types import Batch
+
+
+class LitMixture(L.LightningModule):
+    """The mixture with its joint loss, optimizer and validation.
+
+    An optimizer step is one batch of the loader: its micro-batches are run one after the other
+    and their gradients added, with losses normalised over the rows of the whole step. Lightning's
+    own accumulation knows neither a varying number of micro-batches nor that norm, hence manual
+    optimization.
+
+    Args:
+        model: The mixture.
+        config: Of the run.
+        validation: Validation tables, in the order of the validation loaders.
+        total_steps: Optimizer steps of the run, for the schedule.
+        identity: What a checkpoint must hold beside weights and fitted numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Mixture,
+        config: ExperimentConfig,
+        validation: Sequence[TaskTable],
+        total_steps: int,
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.config = config
+        self.validation = tuple(validation)
+        self.total_steps = total_steps
+        self.identity = identity
+        self.calibration = Calibration()
+        self.answers: list[Answers] = []
+        self.evaluation: Evaluation | None = None
+        self._parts: list[list[Answers]] = []
+        weights = [config.selected_tasks[task.name].weight for task in model.tasks]
+        self.register_buffer("task_weight_T", torch.tensor(weights), persistent=False)
+        self._clock = time.monotonic()
+
+    # --- training -------------------------------------------------------------------------
+
+    def training_step(self, step: Step, batch_idx: int) -> None:
+        """Runs every micro-batch, clips, and moves the weights once."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()
+        sums: GateSums | None = None
+        terms: list[dict[str, Tensor]] = []
+        for batch in step.micro_batches:
+            loss, sums, logged = self._micro_batch(batch, sums)
+            self.manual_backward(loss)
+            terms.append(logged)
+        clip = self.config.optimizer.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
+        optimizer.step()
+        scheduler.step()  # type: ignore[union-attr]
+        assert sums is not None
+        if self.config.model.loss.bias_rate > 0:
+            rate = self.config.model.loss.bias_rate
+            self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
+        if (self.trainer.global_step) % self.trainer.log_every_n_steps == 0:
+            self._log_step(step, sums, terms, norm)
+
+    def _micro_batch(
+        self, batch: Batch, earlier: GateSums | None
+    ) -> tuple[Tensor, GateSums, dict[str, Tensor]]:
+        """Loss of a micro-batch as its part of the step's loss, sums so far, terms to log."""
+        weights = self.config.model.loss
+        model, experts_TE = self.model, self.model.task_experts_TE
+        assert batch.step_rows_T is not None
+        output = model(batch, tasks_BT=model.own_tasks(batch))
+        answer_B = model.answer_loss(output, batch)
+        routing_B = routing_loss(output.routing.logits_BE, experts_TE[batch.task_ids])
+        z_B = z_loss(output.routing.logits_BE)
+        sums = gate_sums(output.routing, batch.task_ids, experts_TE)
+        if earlier is not None:
+            sums = earlier + sums
+        balance = balance_loss(
+            sums, batch.step_rows_T, experts_TE, switch=weights.switch, prior=weights.prior
+        )
+        weight_B = self.task_weight_T[batch.task_ids]  # type: ignore[index]
+        row_B = weight_B * answer_B + weights.routing * routing_B + weights.z * z_B
+        loss = row_B.sum() / batch.step_rows_T.sum() + balance
+        one_hot_BT = model.own_tasks(batch).float()
+        logged = {
+            "answer_T": (answer_B.detach() @ one_hot_BT),
+            "routing_T": (routing_B.detach() @ one_hot_BT),
+            "z": z_B.detach().sum(),
+            "loss": loss.detach(),
+        }
+        return loss, sums.detach(), logged
+
+    def _log_step(
+        self, step: Step, sums: GateSums, terms: list[dict[str, Tensor]], norm: Tensor
+    ) -> None:
+        total = {name: sum(term[name] for term in terms) for name in terms[0]}
+        rows_T, names = sums.rows_T, [task.name for task in self.model.tasks]
+        values: dict[str, Any] = {
+            "train_loss/total": total["loss"],
+            "train_loss/routing": total["routing_T"].sum() / rows_T.sum(),  # type: ignore[union-attr]
+            "train_loss/z": total["z"] / rows_T.sum(),
+            "train_loss/prior": prior_divergence(sums),
+            "optimizer/gradient_norm": norm,
+        }
+        balance_T = switch_balance(sums, self.model.task_experts_TE)
+        for task, name in enumerate(names):
+            values[f"train_loss/answer_{name}"] = total["answer_T"][task] / rows_T[task]  # type: ignore[index]
+            values[f"gate_balance/{name}"] = balance_T[task]
+        for expert, name in enumerate(self.model.expert_names):
+            values[f"gate_load/{name}"] = sums.chosen_E[expert] / sums.chosen_E.sum()
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            if not group["name"].endswith("no_decay"):
+                values[f"optimizer/lr_{group['name']}"] = group["lr"]
+        values |= self._speed(step)
+        self.log_dict(values, on_step=True, batch_size=1)
+
+    def _speed(self, step: Step) -> dict[str, float]:
+        now, before = time.monotonic(), self._clock
+        self._clock = now
+        processed = sum(batch.input_ids.numel() for batch in step.micro_batches)
+        real = sum(int(batch.attention_mask.sum()) for batch in step.micro_batches)
+        steps = self.trainer.log_every_n_steps
+        return {
+            "speed/tokens_per_second": real * steps / max(now - before, 1e-9),
+            "speed/padding_share": 1 - real / processed,
+            "speed/micro_batches": float(len(step.micro_batches)),
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Fused AdamW over encoder, experts and gate, with linear warm-up and decay."""
+        groups = parameter_groups(self.model, self.config.optimizer)
+        optimizer = AdamW(groups, fused=True)
+        optimizer_config, total = self.config.optimizer, self.total_steps
+
+        def factor(step: int) -> float:
+            return rate_factor(step, total, optimizer_config)
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    # --- validation -----------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._parts = [[] for _ in self.validation]
+
+    def validation_step(
+        self, requests: RequestBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collects the answers of one micro-batch of one task."""
+        table = self.validation[dataloader_idx]
+        self._parts[dataloader_idx].append(collect(self.model, table, requests))
+
+    def on_validation_epoch_end(self) -> None:
+        """Fits temperatures and thresholds, then measures with them."""
+        self.answers = [join(parts) for parts in self._parts]
+        self._parts = []
+        recalls = {k: t.out_of_scope_recall for k, t in self.config.selected_tasks.items()}
+        names = self.model.expert_names
+        self.calibration = fit_calibration(self.validation, self.answers, names, recalls)
+        self.evaluation = evaluate(
+            self.validation, self.answers, self.calibration, self.model.tasks
+        )
+        values = {"val/joint_score": joint_score(self.evaluation.tasks)}
+        for task, metrics in self.evaluation.tasks.items():
+            values |= {f"val_{task}/{k}": float(v) for k, v in metrics.items() if k != "n"}
+        values |= {f"val_gate/{k}": v for k, v in self.evaluation.gate.items()}
+        values |= {f"val_load/{k}": v["load"] for k, v in self.evaluation.experts.items()}
+        self.log_dict(values, batch_size=1)
+        self._clock = time.monotonic()
+
+    # --- checkpoint -----------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds all that is needed to load the model offline in a fresh process."""
+        metrics: dict[str, Any] = {}
+        if self.evaluation is not None:
+            e = self.evaluation
+            metrics = {"tasks": e.tasks, "experts": e.experts, "gate": e.gate}
+        checkpoint["mixture"] = {
+            **self.identity, "calibration": self.calibration.to_dict(), "metrics": metrics
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the fitted numbers again, so that a resumed run saves them too."""
+        saved = checkpoint["mixture"]
+        self.calibration = Calibration(**saved["calibration"])
+        if saved["metrics"]:
+            self.evaluation = Evaluation(**saved["metrics"])

@@ -1,0 +1,156 @@
+"""The terms of the joint loss: pure functions of tensors, one idea each.
+
+Dimensions: B windows of a micro-batch, E experts, T tasks. Over the N rows of an optimizer step
+
+    L = (1/N) sum_rows [c_t * answer + c_r * routing] + c_s * switch + c_p * prior + c_z * z
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe.types import Routing
+
+
+def mixture_loss(log_weights_BE: Tensor, log_likelihood_BE: Tensor) -> Tensor:
+    """Negative log-likelihood (B,) in nats of the answer under the mixture of chosen experts.
+
+    `-logsumexp_{e in S}(log w_e + log p_e(y|x))`, Jacobs et al. 1991, "Adaptive mixtures of local
+    experts". Its gradient at the gate's logits inside S is `w_e - r_e`, r the responsibilities.
+
+    Args:
+        log_weights_BE: log w, -inf outside S. At least one expert per row is finite.
+        log_likelihood_BE: log p_e(y|x), -inf at experts that did not run.
+    """
+    return -(log_weights_BE + log_likelihood_BE).logsumexp(-1)
+
+
+def routing_loss(logits_BE: Tensor, own_experts_BE: Tensor) -> Tensor:
+    """`-log G_t` (B,) in nats, G_t the gate's mass on the experts of the row's own task.
+
+    Args:
+        logits_BE: Gate logits.
+        own_experts_BE: (B, E) bool, True at the experts of the row's task.
+    """
+    own_BE = logits_BE.masked_fill(~own_experts_BE, -torch.inf)
+    return logits_BE.logsumexp(-1) - own_BE.logsumexp(-1)
+
+
+def z_loss(logits_BE: Tensor) -> Tensor:
+    """Squared log-normaliser of the gate (B,): keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
+    return logits_BE.logsumexp(-1).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSums:
+    """Sums over the rows of an optimizer step so far, from which load and balance follow.
+
+    Balance over single-task micro-batches would teach mis-routing; over the step (the "global
+    batch" of Qiu et al., arXiv 2501.11873) it does not. Earlier micro-batches enter detached.
+
+    Attributes:
+        chosen_E: (row, chosen expert) pairs.
+        shares_E: Sum of `g_e / G_t` over the rows of the expert's own task.
+        mass_T: Sum of G_t over all rows.
+        rows_T: Rows by their own task.
+    """
+
+    chosen_E: Tensor
+    shares_E: Tensor
+    mass_T: Tensor
+    rows_T: Tensor
+
+    def __add__(self, other: GateSums) -> GateSums:
+        return GateSums(
+            chosen_E=self.chosen_E + other.chosen_E,
+            shares_E=self.shares_E + other.shares_E,
+            mass_T=self.mass_T + other.mass_T,
+            rows_T=self.rows_T + other.rows_T,
+        )
+
+    def detach(self) -> GateSums:
+        """The same sums without gradient."""
+        return GateSums(
+            chosen_E=self.chosen_E.detach(),
+            shares_E=self.shares_E.detach(),
+            mass_T=self.mass_T.detach(),
+            rows_T=self.rows_T.detach(),
+        )
+
+
+def gate_sums(routing: Routing, task_ids: Tensor, task_experts_TE: Tensor) -> GateSums:
+    """The sums of one micro-batch; `shares_E` and `mass_T` carry gradient.
+
+    Args:
+        routing: With `tasks_BT` the rows' own tasks.
+        task_ids: (B,) int64 own task of each row.
+        task_experts_TE: (T, E) bool.
+    """
+    own_BE = task_experts_TE[task_ids]
+    # g_e / G_t as a softmax over the own task's logits: G_t itself can underflow to 0.
+    shares_BE = routing.logits_BE.masked_fill(~own_BE, -torch.inf).softmax(-1)
+    return GateSums(
+        chosen_E=(routing.chosen_BE & own_BE).sum(0).float(),
+        shares_E=shares_BE.sum(0),
+        mass_T=routing.task_mass_BT.sum(0),
+        rows_T=torch.bincount(task_ids, minlength=len(task_experts_TE)).float(),
+    )
+
+
+def switch_balance(sums: GateSums, task_experts_TE: Tensor) -> Tensor:
+    """Balance of each task (T,): `n_t * sum_e f_e P_e`, 1.0 = balanced, n_t = all to one expert.
+
+    Fedus et al. 2021 (arXiv 2101.03961, eq. 4), inside a task and over its own rows: f_e is the
+    share of (row, chosen expert) pairs, so it sums to 1 for any K (Mixtral's sums to K), and P_e
+    the mean of `g_e / G_t`. 1.0 for a task without rows.
+    """
+    experts_TE = task_experts_TE.float()
+    pairs_T1 = (experts_TE @ sums.chosen_E)[:, None].clamp_min(1.0)
+    rows_T1 = sums.rows_T[:, None].clamp_min(1.0)
+    load_TE = experts_TE * sums.chosen_E.detach() / pairs_T1.detach()
+    share_TE = experts_TE * sums.shares_E / rows_T1
+    balance_T = experts_TE.sum(1) * (load_TE * share_TE).sum(1)
+    return torch.where(sums.rows_T > 0, balance_T, torch.ones_like(balance_T))
+
+
+def prior_divergence(sums: GateSums) -> Tensor:
+    """`KL(q || p)` in nats, q the share of each task's rows and p the gate's mean mass.
+
+    Uniform load over tasks would be wrong: the right load is the traffic. 0 = the same shares.
+    """
+    rows = sums.rows_T.sum()
+    q_T = sums.rows_T / rows
+    p_T = (sums.mass_T / rows).clamp_min(1e-30)
+    return (torch.special.xlogy(q_T, q_T) - q_T * p_T.log()).sum()
+
+
+def balance_loss(
+    sums: GateSums,
+    step_rows_T: Tensor,
+    task_experts_TE: Tensor,
+    *,
+    switch: float,
+    prior: float,
+) -> Tensor:
+    """What a micro-batch adds to the step's balance terms, weighted so that gradients add up.
+
+    With n rows so far, the gradient of a mean over them is 1/n per row; weighting by n/N makes it
+    1/N for the rows of every micro-batch, as in one large batch. The switch term is the mean over
+    the tasks that have several experts.
+
+    Args:
+        sums: This micro-batch's sums with gradient plus the earlier ones without.
+        step_rows_T: (T,) rows of the whole optimizer step by task.
+        task_experts_TE: (T, E) bool.
+        switch: Coefficient of `switch_balance`.
+        prior: Coefficient of `prior_divergence`.
+    """
+    seen_T = sums.rows_T / step_rows_T.clamp_min(1)
+    shared_T = (task_experts_TE.sum(1) > 1) & (step_rows_T > 0)
+    balance_T = switch_balance(sums, task_experts_TE) * seen_T * shared_T
+    mean_balance = balance_T.sum() / shared_T.sum().clamp_min(1)
+    seen = sums.rows_T.sum() / step_rows_T.sum()
+    return switch * mean_balance + prior * seen * prior_divergence(sums)

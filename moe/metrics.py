@@ -1,0 +1,104 @@
+"""Metrics of the tasks on finished arrays, and the trivial baselines beside them.
+
+torchmetrics computes what it has; the SQuAD script's scores with unanswerable questions, which it
+has not, are here. `exact_match` and `f1` are 0-100, everything else a fraction.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_calibration_error,
+)
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _f1(prediction: str, answer: str) -> float:
+    predicted, expected = normalise_answer(prediction).split(), normalise_answer(answer).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * common / (len(predicted) + len(expected))
+
+
+def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
+    """Exact match and F1 of each row, (rows, 2) in 0-100: the best over the row's answers.
+
+    Args:
+        predictions: Predicted answers; empty for "no answer".
+        answers: Accepted answers of each row; empty where the question has none (SQuAD 2.0).
+    """
+    scores = []
+    for prediction, accepted in zip(predictions, answers, strict=True):
+        candidates = list(accepted) or [""]
+        exact = max(normalise_answer(prediction) == normalise_answer(a) for a in candidates)
+        scores.append((100.0 * exact, 100.0 * max(_f1(prediction, a) for a in candidates)))
+    return np.array(scores).reshape(-1, 2)
+
+
+def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1] (Guo et al. 2017): equal-width bins, L1. 0 if no rows."""
+    if len(confidence) == 0:
+        return 0.0
+    target = torch.from_numpy(correct).long()
+    return float(binary_calibration_error(torch.from_numpy(confidence), target, n_bins=bins))
+
+
+def out_of_scope_curve(scores: Floats, out_of_scope: Bools) -> tuple[float, float]:
+    """AUROC and AUPR of a score, out of scope positive; 0.0 where a side is empty."""
+    if out_of_scope.all() or not out_of_scope.any():
+        return 0.0, 0.0
+    # Ranks: torchmetrics would squash scores outside [0, 1] through a sigmoid and tie far ones.
+    ranks = np.unique(scores, return_inverse=True)[1] / len(scores)
+    preds, target = torch.from_numpy(ranks), torch.from_numpy(out_of_scope).long()
+    return float(binary_auroc(preds, target)), float(binary_average_precision(preds, target))
+
+
+def recall_threshold(scores: Floats, out_of_scope: Bools, recall: float) -> float:
+    """The largest threshold at which at least `recall` of the out-of-scope rows lie above it.
+
+    Halfway to the next in-scope or out-of-scope score below, so that it does not sit on a row.
+    """
+    positives = np.sort(scores[out_of_scope])[::-1]
+    needed = max(int(np.ceil(recall * len(positives))), 1)
+    last = positives[needed - 1]
+    below = scores[scores < last]
+    return float((last + below.max()) / 2) if len(below) else float(last - 1.0)
+
+
+def majority_accuracy(labels: NDArray[np.int64]) -> float:
+    """Accuracy of always answering the most frequent class."""
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
+
+
+def constant_span_f1(contexts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Best mean F1 of one fixed answer for every row: the same words of every context, or none.
+
+    Tried are 1 to 20 words from each of the first 16 words on.
+    """
+    words = [context.split() for context in contexts]
+    best = squad_scores([""] * len(words), answers)[:, 1].mean()
+    for length in (1, 2, 3, 5, 8, 12, 20):
+        for start in range(16):
+            spans = [" ".join(w[start : start + length]) for w in words]
+            best = max(best, squad_scores(spans, answers)[:, 1].mean())
+    return float(best)

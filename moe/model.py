@@ -1,0 +1,182 @@
+"""The model on one screen: encode, gate, dispatch, experts.
+
+Dimensions: B windows, L tokens, D encoder width, E experts, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DistilBertModel
+
+from moe.config import ModelConfig
+from moe.dispatch import dispatch
+from moe.encoder import encode, pool
+from moe.experts import Expert, build_expert
+from moe.gate import Gate, route
+from moe.losses import mixture_loss
+from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec, task_experts_matrix
+
+
+class Mixture(nn.Module):
+    """A shared encoder, a gate, and sparse experts of several tasks.
+
+    Args:
+        encoder: The shared DistilBERT.
+        gate: Scores all experts.
+        experts: By name, in the gate's order.
+        tasks: What the experts answer, in the same order.
+        pooling: What the gate reads: the `mean` of the token states, or the `first`.
+        top_k: Experts per chosen task at inference.
+        train_top_k: Experts per task in training; None is min(2, experts of the task).
+        multi_task_threshold: A task above this mass is chosen too; None chooses one task.
+        routing_reaches_encoder: Whether gradients of the gate flow into the encoder.
+    """
+
+    task_experts_TE: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: DistilBertModel,
+        gate: Gate,
+        experts: dict[str, Expert],
+        tasks: Sequence[TaskSpec],
+        pooling: Any = "mean",
+        top_k: int = 1,
+        train_top_k: int | None = None,
+        multi_task_threshold: float | None = None,
+        routing_reaches_encoder: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.gate = gate
+        self.experts = nn.ModuleDict(experts)
+        self.tasks = tuple(tasks)
+        self.task_sizes = tuple(task.num_experts for task in tasks)
+        self.pooling = pooling
+        self.top_k = top_k
+        self.train_top_k = 2 if train_top_k is None else train_top_k
+        self.multi_task_threshold = multi_task_threshold
+        self.routing_reaches_encoder = routing_reaches_encoder
+        matrix_TE = task_experts_matrix(self.tasks)
+        self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
+
+    def forward(
+        self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
+    ) -> MixtureOutput:
+        """Encodes once, routes, and runs the chosen experts on their rows only.
+
+        Args:
+            batch: B windows of L tokens.
+            tasks_BT: (B, T) bool, the tasks where they are known; None lets the gate choose.
+            allowed_BT: (B, T) bool, the tasks the gate may choose; None: all that need no
+                context, and where there is a context all.
+        """
+        hidden_BLD = encode(self.encoder, batch.input_ids, batch.attention_mask)
+        pooled_BD = pool(hidden_BLD, batch.attention_mask, self.pooling)
+        logits_BE = self.gate(
+            pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(), batch.request_ids
+        )
+        routing = self._route(logits_BE, batch, tasks_BT, allowed_BT)
+        modules = list(self.experts.values())
+        outputs = []
+        for assignment in dispatch(routing.chosen_BE):
+            inputs = (hidden_BLD, batch.attention_mask, batch.context_mask)
+            if not assignment.is_whole:
+                inputs = tuple(tensor[assignment.rows_N] for tensor in inputs)
+            logits = modules[assignment.expert](*inputs)
+            outputs.append(
+                ExpertOutput(expert=assignment.expert, rows_N=assignment.rows_N, logits=logits)
+            )
+        return MixtureOutput(pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs))
+
+    def _route(
+        self,
+        logits_BE: Tensor,
+        batch: Batch,
+        tasks_BT: Tensor | None,
+        allowed_BT: Tensor | None,
+    ) -> Routing:
+        if tasks_BT is None and allowed_BT is None:
+            allowed_BT = self.answerable(batch)
+        return route(
+            logits_BE,
+            self.task_sizes,
+            tasks_BT=tasks_BT,
+            allowed_BT=allowed_BT,
+            top_k=self.train_top_k if self.training else self.top_k,
+            multi_task_threshold=self.multi_task_threshold,
+            selection_bias_E=self.gate.selection_bias,
+        )
+
+    def answerable(self, batch: Batch) -> Tensor:
+        """(B, T) bool: a span task needs a context in some window of the request."""
+        has_context_B = torch.zeros_like(batch.request_ids).index_add(
+            0, batch.request_ids, batch.context_mask.any(1).long()
+        )[batch.request_ids]
+        needs_context_T = torch.tensor([t.needs_context for t in self.tasks]).to(batch.labels.device)
+        return (has_context_B > 0)[:, None] | ~needs_context_T
+
+    def own_tasks(self, batch: Batch) -> Tensor:
+        """(B, T) bool: the task of each row, from `batch.task_ids`."""
+        return nn.functional.one_hot(batch.task_ids, len(self.tasks)).bool()
+
+    def answer_loss(self, output: MixtureOutput, batch: Batch) -> Tensor:
+        """Negative log-likelihood (B,) in nats of each row's answer under its chosen experts."""
+        routing = output.routing
+        log_likelihood_BE = torch.full_like(routing.logits_BE, -torch.inf)
+        for answer in output.experts:
+            rows_N = answer.rows_N
+            expert: Any = self.experts[self.expert_names[answer.expert]]
+            log_likelihood_N = expert.log_likelihood(answer.logits, batch.select(rows_N))
+            column_N = torch.full_like(rows_N, answer.expert)
+            log_likelihood_BE = log_likelihood_BE.index_put((rows_N, column_N), log_likelihood_N)
+        return mixture_loss(routing.log_weights_BE, log_likelihood_BE)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Names of the experts in the gate's order."""
+        return tuple(self.experts.keys())
+
+
+def build_model(
+    config: ModelConfig, tasks: Sequence[TaskSpec], encoder: DistilBertModel
+) -> Mixture:
+    """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised."""
+    shape = encoder.config
+    gate = Gate(
+        dim=shape.dim,
+        num_experts=sum(task.num_experts for task in tasks),
+        kind=config.gate.kind,
+        width=config.gate.width,
+        temperature=config.gate.temperature,
+        noise=config.gate.noise,
+    )
+    experts = {
+        name: build_expert(
+            task,
+            dim=shape.dim,
+            num_heads=shape.n_heads,
+            hidden_dim=shape.hidden_dim,
+            trunk=config.expert.trunk,
+            pooling=config.expert.pooling,
+            dropout=config.expert.dropout,
+        )
+        for task in tasks
+        for name in task.expert_names
+    }
+    return Mixture(
+        encoder=encoder,
+        gate=gate,
+        experts=experts,
+        tasks=tasks,
+        pooling=config.pooling,
+        top_k=config.gate.top_k,
+        train_top_k=config.gate.train_top_k,
+        multi_task_threshold=config.gate.multi_task_threshold,
+        routing_reaches_encoder=config.gate.update_encoder,
+    )

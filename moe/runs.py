@@ -1,0 +1,68 @@
+"""Run folders `runs/NAME/version_N`: where a run goes, and how it is taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe.types import InputError
+
+
+def config_stem(arguments: list[str]) -> str:
+    """Stem of the last `--config` of a command line."""
+    stem = ""
+    for at, argument in enumerate(arguments):
+        if argument == "--config" and at + 1 < len(arguments):
+            stem = Path(arguments[at + 1]).stem
+        elif argument.startswith("--config="):
+            stem = Path(argument.partition("=")[2]).stem
+    return stem
+
+
+def new_folder(root: str | None, name: str) -> Path:
+    """Creates and returns the next `ROOT/NAME/version_N`; `runs` if there is no root."""
+    parent = Path(root or "runs") / name
+    taken = [int(p.name[8:]) for p in parent.glob("version_*") if p.name[8:].isdecimal()]
+    while True:
+        folder = parent / f"version_{max(taken, default=-1) + 1}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # another run was first
+            taken.append(int(folder.name[8:]))
+        except OSError as error:
+            raise InputError(
+                f"cannot create the run folder {folder} ({error.strerror}): choose another with "
+                "--trainer.default_root_dir"
+            ) from error
+        else:
+            return folder
+
+
+def resumed_arguments(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """The command line of a `--resume RUN_DIR`, with the run's own config in front.
+
+    Returns:
+        The arguments to parse, and the run folder; unchanged and None without `--resume`.
+
+    Raises:
+        InputError: The folder is no run, or something beside `--trainer.*` was changed.
+    """
+    run, kept = None, []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.split("=")[0] == "--resume":
+            run = argument.partition("=")[2] or next(rest, "")
+        else:
+            kept.append(argument)
+    if run is None:
+        return arguments, None
+    for argument in kept:
+        if argument.startswith("--") and not argument.startswith("--trainer."):
+            raise InputError(
+                f"{argument.split('=')[0]} cannot change when a run is resumed: only limits under "
+                "--trainer. may"
+            )
+    folder = Path(run)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        if not (folder / name).is_file():
+            raise InputError(f"--resume {run}: no {name} there, expected the folder of a run")
+    return ["--config", str(folder / "config.yaml"), *kept], folder

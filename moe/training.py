@@ -1,0 +1,236 @@
+"""One training run: data, model, Lightning, the final table."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from moe.callbacks import LastCheckpoint, PlainProgress
+from moe.checkpoint import identity, read_lightning
+from moe.config import ExperimentConfig
+from moe.data.collate import TextTokenizer
+from moe.data.mixing import StepPlanner
+from moe.data.module import MixtureData, build_planner
+from moe.data.prepare import Tables, build_tables
+from moe.encoder import freeze, load_encoder, resolve_folder, set_dropout
+from moe.evaluation import Evaluation, baseline, main_metric
+from moe.lit import LitMixture
+from moe.model import Mixture, build_model
+from moe.pictures import Pictures
+from moe.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run ends with.
+
+    Attributes:
+        folder: Of the run.
+        best: The best checkpoint, or None if nothing was validated.
+        evaluation: Of that checkpoint.
+        baselines: Main metric of a trivial answer by task, as a fraction.
+    """
+
+    folder: Path
+    best: Path | None
+    evaluation: Evaluation | None
+    baselines: dict[str, float]
+
+
+def pick_precision(trainer: dict[str, Any]) -> str:
+    """bf16 where the hardware computes in it, else 32 bits; an explicit choice stays.
+
+    On a CPU that is AVX512_BF16 or AMX: elsewhere PyTorch emulates bfloat16, 3x slower than
+    float32 (`docs/results.md`).
+    """
+    chosen = trainer.get("precision")
+    if chosen is not None:
+        if str(chosen).startswith("16"):
+            raise InputError(
+                f"trainer.precision {chosen}: float16 needs loss scaling, which this training has "
+                "not: use bf16-mixed or 32-true"
+            )
+        return str(chosen)
+    accelerator = trainer.get("accelerator", "auto")
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16-mixed" if fast else "32-true"
+    return "32-true"
+
+
+def _own_accumulation(
+    config: ExperimentConfig, trainer: dict[str, Any]
+) -> tuple[ExperimentConfig, dict[str, Any]]:
+    """Takes over the two Trainer arguments that manual optimization leaves without effect."""
+    factor = trainer.pop("accumulate_grad_batches", None) or 1
+    clip = trainer.pop("gradient_clip_val", None)
+    if factor != 1:
+        data = replace(config.data, batch_size=config.data.batch_size * factor)
+        config = replace(config, data=data)
+    if clip is not None:
+        config = replace(config, optimizer=replace(config.optimizer, gradient_clip=float(clip)))
+    return config, trainer
+
+
+def _total_steps(trainer: dict[str, Any], steps_per_epoch: int) -> int:
+    limits = []
+    if trainer.get("max_steps", -1) > 0:
+        limits.append(trainer["max_steps"])
+    if (trainer.get("max_epochs") or -1) > 0:
+        limits.append(trainer["max_epochs"] * steps_per_epoch)
+    if not limits:
+        raise InputError("training has no end: set trainer.max_epochs or trainer.max_steps")
+    return int(min(limits))
+
+
+def steps_per_epoch(tables: Tables, batch_size: int) -> int:
+    """Optimizer steps in which as many rows pass as there are, whatever the mix."""
+    return math.ceil(sum(len(table) for table in tables.train) / batch_size)
+
+
+def _callbacks(config: ExperimentConfig, folder: Path) -> list[Callback]:
+    checkpoints = folder / "checkpoints"
+    callbacks: list[Callback] = [
+        Pictures(),
+        ModelCheckpoint(
+            dirpath=checkpoints,
+            filename="best",
+            monitor="val/joint_score",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+        ),
+        LastCheckpoint(checkpoints / "last.ckpt", every=config.checkpoint_every),
+        TQDMProgressBar() if sys.stderr.isatty() else PlainProgress(),
+    ]
+    if config.patience is not None:
+        callbacks.append(
+            EarlyStopping(monitor="val/joint_score", mode="max", patience=config.patience)
+        )
+    return callbacks
+
+
+def _build(
+    config: ExperimentConfig, tables: Tables, tokenizer: TextTokenizer, total_steps: int
+) -> LitMixture:
+    encoder_config = config.model.encoder
+    encoder = load_encoder(encoder_config.name)
+    set_dropout(
+        encoder,
+        dropout=encoder_config.dropout,
+        attention_dropout=encoder_config.attention_dropout,
+    )
+    freeze(encoder, encoder_config.freeze)
+    if config.data.max_length > encoder.config.max_position_embeddings:
+        raise InputError(
+            f"data.max_length {config.data.max_length} is more than the encoder's "
+            f"{encoder.config.max_position_embeddings} positions"
+        )
+    model = build_model(config.model, tables.specs, encoder)
+    return LitMixture(
+        model=model,
+        config=config,
+        validation=tables.validation,
+        total_steps=total_steps,
+        identity=identity(config, tables.specs, encoder, tokenizer),
+    )
+
+
+def train(
+    config: ExperimentConfig, trainer: dict[str, Any], folder: Path, resume: bool = False
+) -> TrainingResult:
+    """Trains, validates and saves; returns the paths and numbers of the best checkpoint.
+
+    Args:
+        config: Of the run.
+        trainer: Arguments of the Lightning Trainer.
+        folder: Of the run; `checkpoints/` and the TensorBoard events go there.
+        resume: Whether to go on from `checkpoints/last.ckpt` of that folder.
+    """
+    trainer = dict(trainer)
+    trainer["precision"] = pick_precision(trainer)
+    torch.set_float32_matmul_precision("high")
+    L.seed_everything(config.seed_everything, workers=True, verbose=False)
+    config, trainer = _own_accumulation(config, trainer)
+    tokenizer = TextTokenizer.from_pretrained(resolve_folder(config.model.encoder.name))
+    tables, counts = build_tables(
+        config.selected_tasks, config.data, tokenizer, config.seed_everything
+    )
+    per_epoch = steps_per_epoch(tables, config.data.batch_size)
+    total_steps = _total_steps(trainer, per_epoch)
+    planner = build_planner(
+        tables, config.data, total_steps=total_steps, seed=config.seed_everything
+    )
+    lit = _build(config, tables, tokenizer, total_steps)
+    data = MixtureData(
+        tables=tables,
+        planner=planner,
+        tokenizer=tokenizer,
+        config=config.data,
+        steps_per_epoch=per_epoch,
+    )
+    _announce(counts, planner, lit.model, trainer["precision"])
+    logger = TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name,
+                               default_hp_metric=False)
+    engine = L.Trainer(
+        **trainer,
+        logger=logger,
+        callbacks=_callbacks(config, folder),
+        use_distributed_sampler=False,
+    )
+    last = folder / "checkpoints" / "last.ckpt"
+    engine.fit(lit, data, ckpt_path=str(last) if resume else None)
+    return _result(folder, lit, tables)
+
+
+def _announce(
+    counts: list[str], planner: StepPlanner, model: Mixture, precision: str
+) -> None:
+    for line in counts:
+        print(line)
+    mix = ", ".join(
+        f"{task.name} {rows:.1f}"
+        for task, rows in zip(model.tasks, planner.rows_ST.mean(0), strict=True)
+    )
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{len(planner)} optimizer steps; rows per step: {mix}")
+    print(f"{million:.1f} M parameters, {len(model.experts)} experts; precision {precision}",
+          flush=True)
+
+
+def _result(folder: Path, lit: LitMixture, tables: Tables) -> TrainingResult:
+    best = folder / "checkpoints" / "best.ckpt"
+    evaluation = lit.evaluation
+    if best.is_file():
+        evaluation = Evaluation(**read_lightning(best)["mixture"]["metrics"])
+    return TrainingResult(
+        folder=folder,
+        best=best if best.is_file() else None,
+        evaluation=evaluation,
+        baselines={t.spec.name: baseline(t) for t in tables.validation},
+    )
+
+
+def result_table(result: TrainingResult) -> str:
+    """The final table: every task's main metric beside a trivial baseline, in percent."""
+    if result.evaluation is None:
+        return "nothing was validated"
+    lines = [f"{'task':<14}{'metric':<20}{'model':>8}{'trivial':>9}{'routing':>9}"]
+    for task, metrics in result.evaluation.tasks.items():
+        name, value = main_metric(metrics)
+        trivial = result.baselines[task] / (100 if name == "f1" else 1)
+        lines.append(
+            f"{task:<14}{name:<20}{100 * value:>8.2f}{100 * trivial:>9.2f}"
+            f"{100 * metrics['routing_accuracy']:>9.2f}"
+        )
+    return "\n".join(lines)

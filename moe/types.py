@@ -1,0 +1,161 @@
+"""What crosses the borders between modules: batches, routing, outputs, and the user's mistakes.
+
+Dimensions, used as suffixes of tensor names in the whole package:
+B windows of a micro-batch, L tokens, D encoder width, E experts, K experts chosen per task and
+row, T tasks, C classes, N rows that one expert answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+ExpertType = Literal["classifier", "span"]
+
+
+class InputError(ValueError):
+    """A mistake of the user: entry points print its message and exit with code 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What the trained model knows of a task; saved in the checkpoint.
+
+    Attributes:
+        name: The task's name in configs, requests and TensorBoard.
+        type: Which kind of expert answers it.
+        num_experts: Experts that share the task.
+        labels: Class names in the order of the logits, in-scope classes only.
+        out_of_scope: Name of the extra last class for rows that fit no label, or None.
+        can_be_unanswerable: Whether training held questions without an answer.
+    """
+
+    name: str
+    type: ExpertType
+    num_experts: int
+    labels: tuple[str, ...] = ()
+    out_of_scope: str | None = None
+    can_be_unanswerable: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head, the out-of-scope class included."""
+        return len(self.labels) + (self.out_of_scope is not None)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """`sentiment-0`, `sentiment-1`, ..."""
+        return tuple(f"{self.name}-{index}" for index in range(self.num_experts))
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether a request without a passage cannot be answered."""
+        return self.type == "span"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch of windows. Padding is 0 in `input_ids` and False in both masks.
+
+    Attributes:
+        input_ids: (B, L) int64, `[CLS] text [SEP]` or `[CLS] text [SEP] context [SEP]`.
+        attention_mask: (B, L) bool, True at tokens.
+        context_mask: (B, L) bool, True at tokens of the context: where a span may lie.
+        request_ids: (B,) int64 in [0, requests): windows of one request share a number.
+        task_ids: (B,) int64, the task of the row, -1 where it is not known.
+        labels: (B,) int64 class of the row, -1 where there is none.
+        spans: (B, 2) int64 first and last token of the answer; (0, 0), the [CLS] token, where
+            the window holds no answer.
+        step_rows_T: (T,) int64 rows per task of the whole optimizer step, None outside training.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    context_mask: Tensor
+    request_ids: Tensor
+    task_ids: Tensor
+    labels: Tensor
+    spans: Tensor
+    step_rows_T: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def _map(self, function: Any) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: None if v is None else function(v) for k, v in values.items()})
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Every tensor moved as by `torch.Tensor.to`."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> Batch:
+        """Every tensor in page-locked memory, for the data loader."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def select(self, rows_N: Tensor) -> Batch:
+        """The windows `rows_N` (N,) int64, in that order."""
+        step_rows_T = self.step_rows_T
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step_rows_T"}
+        return Batch(**{k: v[rows_N] for k, v in values.items()}, step_rows_T=step_rows_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """The gate's decision for each window of a micro-batch, all float32 or bool.
+
+    Attributes:
+        logits_BE: Scores divided by the gate's temperature.
+        probabilities_BE: g, softmax of the logits over all experts.
+        task_mass_BT: G_t, the sum of g over the experts of task t.
+        tasks_BT: True at the chosen tasks.
+        chosen_BE: True at the chosen experts: K within each chosen task.
+        log_weights_BE: log of g renormalised over the chosen experts of the same task; -inf at
+            the others.
+    """
+
+    logits_BE: Tensor
+    probabilities_BE: Tensor
+    task_mass_BT: Tensor
+    tasks_BT: Tensor
+    chosen_BE: Tensor
+    log_weights_BE: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertOutput:
+    """What one expert said of its rows.
+
+    Attributes:
+        expert: Its column in the gate.
+        rows_N: (N,) int64, rows of the micro-batch.
+        logits: (N, C) for a classifier, (N, L, 2) start and end for a span expert.
+    """
+
+    expert: int
+    rows_N: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOutput:
+    """Everything that the model computed for a micro-batch; nothing is kept on the model.
+
+    Attributes:
+        pooled_BD: The shared embedding, one vector per window.
+        routing: The gate's decision.
+        experts: One entry per expert that ran; experts without rows are absent.
+    """
+
+    pooled_BD: Tensor
+    routing: Routing
+    experts: tuple[ExpertOutput, ...]
+
+
+def task_experts_matrix(tasks: tuple[TaskSpec, ...]) -> Tensor:
+    """(T, E) bool: which experts belong to which task. Experts are numbered task by task."""
+    owner_E = torch.tensor([t for t, task in enumerate(tasks) for _ in range(task.num_experts)])
+    return owner_E[None, :] == torch.arange(len(tasks))[:, None]
