@@ -39,9 +39,9 @@ class Calibration:
 
 
 def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
-    """The temperature in [0.05, 20] with the smallest cross-entropy (Guo et al. 2017); 1 without rows.
+    """The temperature in [0.05, 20] with the smallest cross-entropy, 1 without rows.
 
-    A golden-section search: in 1/temperature the cross-entropy is convex.
+    Guo et al. 2017. A golden-section search: in 1/temperature the cross-entropy is convex.
     """
     if len(logits_NC) == 0:
         return 1.0

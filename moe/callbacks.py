@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 
 from moe.evaluation import main_metric
@@ -14,6 +15,8 @@ from moe.evaluation import main_metric
 
 class LastCheckpoint(Callback):
     """Writes everything needed to go on to one file, every few optimizer steps and at the end.
+
+    Random states go with it: without them a resumed run would drop out other units.
 
     Args:
         path: The file, replaced by each write.
@@ -23,15 +26,31 @@ class LastCheckpoint(Callback):
     def __init__(self, path: Path, *, every: int) -> None:
         self.path = path
         self.every = every
+        self._random: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random states of the CPU and of each GPU."""
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the states until the first step, since building the loader draws numbers too."""
+        self._random = state_dict
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Takes up the random states of the checkpoint, once."""
+        if self._random:
+            torch.set_rng_state(self._random["cpu"])
+            torch.cuda.set_rng_state_all(self._random["cuda"])
+            self._random = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Writes when it is time."""
         if trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last state."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class PlainProgress(ProgressBar):
@@ -74,5 +93,8 @@ class PlainProgress(ProgressBar):
             )
         ]
         routing = pl_module.evaluation.gate["routing_accuracy"]
-        print(f"validation at step {trainer.global_step}: {', '.join(parts)}, "
-              f"routing {100 * routing:.2f}", flush=True)
+        print(
+            f"validation at step {trainer.global_step}: {', '.join(parts)}, "
+            f"routing {100 * routing:.2f}",
+            flush=True,
+        )

@@ -40,6 +40,7 @@ class Bundle:
         tokenizer: The encoder's.
         config: Of the run that trained it.
         calibration: Fitted temperatures and thresholds.
+        precision: The Trainer's precision in training, such as `32-true` or `bf16-mixed`.
         metrics: Validation at which it was saved, in the shape of `eval.py --json`.
     """
 
@@ -47,6 +48,7 @@ class Bundle:
     tokenizer: TextTokenizer
     config: ExperimentConfig
     calibration: Calibration
+    precision: str
     metrics: dict[str, Any]
 
 
@@ -55,6 +57,7 @@ def identity(
     tasks: Sequence[TaskSpec],
     encoder: DistilBertModel,
     tokenizer: TextTokenizer,
+    precision: str,
 ) -> dict[str, Any]:
     """What stays the same during training and makes a checkpoint complete; plain values only."""
     return {
@@ -63,6 +66,7 @@ def identity(
         "tasks": json.loads(json.dumps([asdict(task) for task in tasks])),
         "encoder": json.loads(encoder.config.to_json_string(use_diff=False)),
         "tokenizer": tokenizer.to_json(),
+        "precision": precision,
     }
 
 
@@ -94,6 +98,7 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         tokenizer=tokenizer,
         config=config,
         calibration=calibration,
+        precision=saved["precision"],
         metrics=saved["metrics"],
     )
 
@@ -108,7 +113,14 @@ def read_lightning(path: Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}: expected a .ckpt file or a folder")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(
             f"{path}: cannot be read as a checkpoint, it may be truncated or hold more than "
             f"weights ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
@@ -167,7 +179,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = bundle.model
-    saved = identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer)
+    saved = identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer, bundle.precision)
     tokenizer = saved.pop("tokenizer")
     content = {
         "model_type": MODEL_TYPE,

@@ -18,7 +18,7 @@ _OWN = {"logger", "callbacks", "plugins", "use_distributed_sampler", "model_regi
 
 
 def training_parser() -> ArgumentParser:
-    """The command line of `train.py`: the config's fields, `--trainer.*`, `--config`, `--resume`."""
+    """The command line of `train.py`: the config's fields, `--trainer.*`, `--resume`."""
     parser = ArgumentParser(
         prog="train.py",
         description="Trains one model for all tasks of the config. Later arguments win.",
@@ -28,7 +28,15 @@ def training_parser() -> ArgumentParser:
     parser.add_argument("--resume", type=str | None, default=None, help="run folder to go on with")
     parser.add_class_arguments(ExperimentConfig)
     parser.add_class_arguments(L.Trainer, "trainer", skip=_OWN, instantiate=False)
-    parser.set_defaults({"trainer.max_epochs": 3, "trainer.num_sanity_val_steps": 0})
+    parser.set_defaults(
+        {
+            "trainer.max_epochs": 3,
+            # Thresholds fitted on a few rows mean nothing.
+            "trainer.num_sanity_val_steps": 0,
+            "trainer.enable_model_summary": False,
+            "trainer.log_every_n_steps": 10,
+        }
+    )
     return parser
 
 
@@ -44,7 +52,15 @@ def parse_training(arguments: list[str]) -> tuple[ExperimentConfig, Namespace]:
         parsed = parser.instantiate(values)
     except ArgumentError as error:
         raise InputError(" ".join(str(error).split())) from error
-    names = ("tasks", "model", "data", "optimizer", "seed_everything", "checkpoint_every", "patience")
+    names = (
+        "tasks",
+        "model",
+        "data",
+        "optimizer",
+        "seed_everything",
+        "checkpoint_every",
+        "patience",
+    )
     return ExperimentConfig(**{name: parsed[name] for name in names}), values
 
 

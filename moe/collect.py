@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from moe.data.collate import RequestBatch
 from moe.data.tables import TaskTable
-from moe.decode import ClassifierVotes, best_span
+from moe.decode import ClassifierVotes, span_text
 from moe.gate import route
 from moe.model import Mixture
+from moe.readout import classifier_votes, span_choices
 from moe.types import MixtureOutput
 
 
@@ -33,7 +33,7 @@ class Answers:
         mass_NT: The gate's mass on each task.
         probabilities_NE: The gate's probabilities.
         routed_N: Whether the learned gate would have chosen the row's own task.
-        load_E: How often the learned gate chose each expert.
+        chosen_NE: The experts that the learned gate would have chosen.
         votes: Of a classifier task, rows numbered as in `row_N`.
         spans: Of a span task: answer text, its probability, probability of no answer.
     """
@@ -42,57 +42,28 @@ class Answers:
     mass_NT: NDArray[np.float64]
     probabilities_NE: NDArray[np.float64]
     routed_N: NDArray[np.bool_]
-    load_E: NDArray[np.int64]
+    chosen_NE: NDArray[np.bool_]
     votes: ClassifierVotes | None = None
     spans: tuple[tuple[str, float, float], ...] = ()
 
-
-def _classifier_votes(model: Mixture, output: MixtureOutput, first: list[int]) -> ClassifierVotes:
-    """Votes of the requests' first windows: the part of a long request that its text is in."""
-    request = {window: number for number, window in enumerate(first)}
-    rows, experts, weights, logits = [], [], [], []
-    for answer in output.experts:
-        values = answer.logits.double().cpu().numpy()
-        log_weights = output.routing.log_weights_BE[:, answer.expert].double().exp().cpu().numpy()
-        for at, window in enumerate(answer.rows_N.tolist()):
-            if window in request:
-                rows.append(request[window])
-                experts.append(answer.expert)
-                weights.append(log_weights[window])
-                logits.append(values[at])
-    return ClassifierVotes(
-        row_P=np.array(rows),
-        expert_P=np.array(experts),
-        weight_P=np.array(weights),
-        logits_PC=np.stack(logits),
-    )
+    @property
+    def load_E(self) -> NDArray[np.int64]:
+        """How often the learned gate chose each expert."""
+        load: NDArray[np.int64] = self.chosen_NE.sum(0)
+        return load
 
 
 def _spans(
-    table: TaskTable, output: MixtureOutput, requests: RequestBatch
+    table: TaskTable, output: MixtureOutput, requests: RequestBatch, columns: range
 ) -> tuple[tuple[str, float, float], ...]:
-    weights_BE = output.routing.log_weights_BE.double().exp().cpu().numpy()
-    answers: dict[int, list[tuple[float, Any]]] = {}
-    for answer in output.experts:
-        values = answer.logits.double().cpu().numpy()
-        for at, window in enumerate(answer.rows_N.tolist()):
-            answers.setdefault(window, []).append((weights_BE[window, answer.expert], values[at]))
-    owners = requests.batch.request_ids.tolist()
-    records = table.read(requests.rows)
-    result = []
-    for number, record in enumerate(records):
-        windows = [
-            ([w for w, _ in answers[i]], [z for _, z in answers[i]], requests.offsets[i])
-            for i, owner in enumerate(owners)
-            if owner == number
-        ]
-        choice = best_span(windows)
-        offsets = record["offsets"].reshape(-1, 2)
-        text = ""
-        if choice.start >= 0:
-            text = record["context"][offsets[choice.start, 0] : offsets[choice.end, 1]]
-        result.append((text, choice.score, choice.null))
-    return tuple(result)
+    choices = span_choices(output, requests, columns)
+    texts = [
+        span_text(choices[number], record["context"], record["offsets"].reshape(-1, 2))
+        for number, record in enumerate(table.read(requests.rows))
+    ]
+    return tuple(
+        (text, choices[number].score, choices[number].null) for number, text in enumerate(texts)
+    )
 
 
 @torch.no_grad()
@@ -115,15 +86,16 @@ def collect(model: Mixture, table: TaskTable, requests: RequestBatch) -> Answers
         multi_task_threshold=model.multi_task_threshold,
         selection_bias_E=model.gate.selection_bias,
     )
+    columns = range(sum(model.task_sizes[: table.task]), sum(model.task_sizes[: table.task + 1]))
     is_span = table.spec.type == "span"
     return Answers(
         row_N=np.array(requests.rows),
         mass_NT=learned.task_mass_BT.double().cpu().numpy(),
         probabilities_NE=learned.probabilities_BE.double().cpu().numpy(),
         routed_N=learned.tasks_BT[:, table.task].cpu().numpy(),
-        load_E=learned.chosen_BE.sum(0).cpu().numpy(),
-        votes=None if is_span else _classifier_votes(model, output, first),
-        spans=_spans(table, output, requests) if is_span else (),
+        chosen_NE=learned.chosen_BE.cpu().numpy(),
+        votes=None if is_span else classifier_votes(output, requests, columns),
+        spans=_spans(table, output, requests, columns) if is_span else (),
     )
 
 
@@ -149,7 +121,7 @@ def join(parts: Sequence[Answers]) -> Answers:
         mass_NT=np.concatenate([part.mass_NT for part in parts])[order],
         probabilities_NE=np.concatenate([part.probabilities_NE for part in parts])[order],
         routed_N=np.concatenate([part.routed_N for part in parts])[order],
-        load_E=sum((part.load_E for part in parts), np.zeros_like(parts[0].load_E)),
+        chosen_NE=np.concatenate([part.chosen_NE for part in parts])[order],
         votes=votes,
         spans=tuple(spans[i] for i in order) if spans else (),
     )

@@ -38,8 +38,10 @@ class EncoderConfig:
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"model.encoder.{name} must be in [0, 1), got {value}")
-        _check(not isinstance(self.freeze, int) or self.freeze >= 0,
-               f"model.encoder.freeze must not be negative, got {self.freeze}")
+        _check(
+            not isinstance(self.freeze, int) or self.freeze >= 0,
+            f"model.encoder.freeze must not be negative, got {self.freeze}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +69,22 @@ class GateConfig:
     update_encoder: bool = True
 
     def __post_init__(self) -> None:
-        _check(self.temperature > 0,
-               f"model.gate.temperature must be positive, got {self.temperature}")
+        _check(
+            self.temperature > 0, f"model.gate.temperature must be positive, got {self.temperature}"
+        )
         _check(self.noise >= 0, f"model.gate.noise must not be negative, got {self.noise}")
         for name in ("width", "top_k"):
             value = getattr(self, name)
             _check(value >= 1, f"model.gate.{name} must be at least 1, got {value}")
-        _check(self.train_top_k is None or self.train_top_k >= 1,
-               f"model.gate.train_top_k must be at least 1 or null, got {self.train_top_k}")
+        _check(
+            self.train_top_k is None or self.train_top_k >= 1,
+            f"model.gate.train_top_k must be at least 1 or null, got {self.train_top_k}",
+        )
         threshold = self.multi_task_threshold
-        _check(threshold is None or 0 < threshold < 1,
-               f"model.gate.multi_task_threshold must be in (0, 1) or null, got {threshold}")
+        _check(
+            threshold is None or 0 < threshold < 1,
+            f"model.gate.multi_task_threshold must be in (0, 1) or null, got {threshold}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,7 @@ class LossConfig:
     """
 
     routing: float = 1.0
-    switch: float = 0.01
+    switch: float = 0.05
     prior: float = 0.01
     bias_rate: float = 0.0
     z: float = 1e-3
@@ -173,10 +180,14 @@ class TaskConfig:
     def __post_init__(self) -> None:
         _check(self.experts >= 1, f"tasks.*.experts must be at least 1, got {self.experts}")
         _check(self.weight >= 0, f"tasks.*.weight must not be negative, got {self.weight}")
-        _check(0 <= self.out_of_scope_recall <= 1,
-               f"tasks.*.out_of_scope_recall must be in [0, 1], got {self.out_of_scope_recall}")
-        _check(self.type == "classifier" or self.labels is None,
-               f"tasks.*.labels is for classifiers, got {self.labels} for a {self.type} task")
+        _check(
+            0 <= self.out_of_scope_recall <= 1,
+            f"tasks.*.out_of_scope_recall must be in [0, 1], got {self.out_of_scope_recall}",
+        )
+        _check(
+            self.type == "classifier" or self.labels is None,
+            f"tasks.*.labels is for classifiers, got {self.labels} for a {self.type} task",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +195,9 @@ class MixingConfig:
     """How much of each task an optimizer step holds.
 
     Attributes:
-        kind: `proportional` to the rows, `uniform`, `temperature` (rows to the power 1/temperature),
-            `annealed` (from proportional at the first step to uniform at the last), or `fixed`.
+        kind: `proportional` to the rows, `uniform`, `temperature` (rows to the power
+            1/temperature), `annealed` (from proportional at the first step to uniform at the
+            last), or `fixed`.
         temperature: Of kind `temperature`; 1 is proportional, large is uniform.
         shares: Of kind `fixed`: a positive number per task, normalised to sum 1.
     """
@@ -195,12 +207,18 @@ class MixingConfig:
     shares: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _check(self.temperature >= 1,
-               f"data.mixing.temperature must be at least 1, got {self.temperature}")
-        _check((self.kind == "fixed") == (self.shares is not None),
-               f"data.mixing.shares goes with kind fixed, got kind {self.kind} and {self.shares}")
-        _check(all(share > 0 for share in (self.shares or {}).values()),
-               f"data.mixing.shares must be positive, got {self.shares}")
+        _check(
+            self.temperature >= 1,
+            f"data.mixing.temperature must be at least 1, got {self.temperature}",
+        )
+        _check(
+            (self.kind == "fixed") == (self.shares is not None),
+            f"data.mixing.shares goes with kind fixed, got kind {self.kind} and {self.shares}",
+        )
+        _check(
+            all(share > 0 for share in (self.shares or {}).values()),
+            f"data.mixing.shares must be positive, got {self.shares}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +237,7 @@ class DataConfig:
         mixing: How much of each task a step holds.
         attach_context: Share of the classifier rows in training that get a foreign passage, so
             that the gate learns to read and not to look for a second segment.
-        noise: Share of the training rows whose text is met with changed case, punctuation or a typo.
+        noise: Share of the training rows met with changed case, punctuation or a typo.
         workers: Processes that build batches; 0 builds them in the training process.
     """
 
@@ -241,15 +259,20 @@ class DataConfig:
             value = getattr(self, name)
             _check(value >= 1, f"data.{name} must be at least 1, got {value}")
         _check(self.max_length >= 16, f"data.max_length must be at least 16, got {self.max_length}")
-        _check(0 <= self.stride < self.max_length,
-               f"data.stride must be in [0, max_length={self.max_length}), got {self.stride}")
-        _check(self.max_tokens >= self.max_length,
-               f"data.max_tokens must hold one window of {self.max_length}, got {self.max_tokens}")
+        _check(
+            0 <= self.stride < self.max_length,
+            f"data.stride must be in [0, max_length={self.max_length}), got {self.stride}",
+        )
+        _check(
+            self.max_tokens >= self.max_length,
+            f"data.max_tokens must hold one window of {self.max_length}, got {self.max_tokens}",
+        )
         for name in ("attach_context", "noise"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"data.{name} must be in [0, 1], got {value}")
-        _check(0 <= self.max_padding < 1,
-               f"data.max_padding must be in [0, 1), got {self.max_padding}")
+        _check(
+            0 <= self.max_padding < 1, f"data.max_padding must be in [0, 1), got {self.max_padding}"
+        )
         _check(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
 
 
@@ -304,12 +327,18 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         _check(len(self.tasks) > 0, "tasks must name at least one task, got {}")
         for name in self.data.tasks or ():
-            _check(name in self.tasks,
-                   f"data.tasks: no task {name!r}; the config has {sorted(self.tasks)}")
-        _check(self.checkpoint_every >= 1,
-               f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
-        _check(self.patience is None or self.patience >= 1,
-               f"patience must be at least 1 or null, got {self.patience}")
+            _check(
+                name in self.tasks,
+                f"data.tasks: no task {name!r}; the config has {sorted(self.tasks)}",
+            )
+        _check(
+            self.checkpoint_every >= 1,
+            f"checkpoint_every must be at least 1, got {self.checkpoint_every}",
+        )
+        _check(
+            self.patience is None or self.patience >= 1,
+            f"patience must be at least 1 or null, got {self.patience}",
+        )
 
     @property
     def selected_tasks(self) -> dict[str, TaskConfig]:
@@ -326,10 +355,12 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         known = {f.name for f in fields(cls)}
         for name in values:
             _check(name in known, f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}")
-        return cls(**{
-            name: build(types[name], value) if is_dataclass(types[name]) else value
-            for name, value in values.items()
-        })
+        return cls(
+            **{
+                name: build(types[name], value) if is_dataclass(types[name]) else value
+                for name, value in values.items()
+            }
+        )
 
     tasks = {name: build(TaskConfig, task) for name, task in values["tasks"].items()}
     config: ExperimentConfig = build(ExperimentConfig, {**values, "tasks": tasks})

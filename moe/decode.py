@@ -64,14 +64,16 @@ def mix_classes(
 
 
 def out_of_scope_scores(votes: ClassifierVotes, num_rows: int, num_labels: int) -> Floats:
-    """Score (rows,), larger for rows that fit no label: the log-odds of the out-of-scope class.
+    """Score (rows,), larger for rows that fit no label: the energy `-logsumexp(in-scope z)`.
 
-    `z_oos - logsumexp(in-scope z)` in nats, averaged with the experts' weights.
+    Liu et al. 2020 (arXiv 2010.03759, eq. 4), in nats, averaged with the experts' weights. The
+    probability of the trained out-of-scope class separates worse (`docs/results.md`): it knows
+    the kinds of rows it was shown. Training that class still lowers the in-scope logits of such
+    rows.
     """
-    in_scope_P = log_sum_exp(votes.logits_PC[:, :num_labels])
     scores = np.zeros(num_rows)
-    score_P = votes.logits_PC[:, num_labels] - in_scope_P
-    np.add.at(scores, votes.row_P, votes.weight_P * score_P)
+    energy_P = -log_sum_exp(votes.logits_PC[:, :num_labels])
+    np.add.at(scores, votes.row_P, votes.weight_P * energy_P)
     return scores
 
 
@@ -121,3 +123,10 @@ def best_span(
             score = float(band_LL[start, end])
             best = SpanChoice(start=start + offset, end=end + offset, score=score, null=1.0)
     return SpanChoice(start=best.start, end=best.end, score=best.score, null=null)
+
+
+def span_text(choice: SpanChoice, context: str, offsets: Sequence[Sequence[int]]) -> str:
+    """The characters of a chosen span; empty if no span was valid."""
+    if choice.start < 0:
+        return ""
+    return context[offsets[choice.start][0] : offsets[choice.end][1]]

@@ -64,7 +64,9 @@ def bert_to_distilbert(state: dict[str, Tensor], config: BertConfig) -> DistilBe
     """
     renamed = {}
     for name, tensor in state.items():
-        if name.startswith("pooler.") or name.endswith(("position_ids", "token_type_embeddings.weight")):
+        if name.startswith("pooler.") or name.endswith(
+            ("position_ids", "token_type_embeddings.weight")
+        ):
             continue
         for old, new in _BERT_TO_DISTILBERT:
             name = name.replace(old, new)
@@ -172,4 +174,3 @@ def pool(hidden_BLD: Tensor, attention_mask: Tensor, kind: Literal["mean", "firs
         return hidden_BLD[:, 0]
     weights_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)
     return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
-

@@ -52,7 +52,10 @@ class ClassifierResult:
 
 
 def classify(
-    spec: TaskSpec, answers: Answers, label_N: NDArray[np.int64], calibration: Calibration,
+    spec: TaskSpec,
+    answers: Answers,
+    label_N: NDArray[np.int64],
+    calibration: Calibration,
     expert_names: Sequence[str],
 ) -> ClassifierResult:
     """Labels, confidences and rejections of classifier answers."""
@@ -138,7 +141,9 @@ def span_texts(spec: TaskSpec, answers: Answers, calibration: Calibration) -> li
     return ["" if null - score > threshold else text for text, score, null in answers.spans]
 
 
-def measure_span(texts: Sequence[str], gold: Sequence[Sequence[str]], ok_N: Any) -> dict[str, float]:
+def measure_span(
+    texts: Sequence[str], gold: Sequence[Sequence[str]], ok_N: Any
+) -> dict[str, float]:
     """Exact match and F1, 0-100; rows that did not reach their task score 0."""
     scores = squad_scores(texts, gold) * np.asarray(ok_N)[:, None]
     return {"exact_match": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
@@ -219,10 +224,15 @@ def evaluate(
             metrics = measure_classifier(table.spec, result, ok_N)
         routed = float(said.routed_N[_in_scope(table, said)].mean())
         tasks[table.spec.name] = {
-            "n": len(said.row_N), **metrics, "routing_accuracy": routed, "abstain_rate": 0.0
+            "n": len(said.row_N),
+            **metrics,
+            "routing_accuracy": routed,
+            "abstain_rate": 0.0,
         }
-    load_E = sum(said.load_E for said in answers)
-    experts = {name: {"load": float(n / load_E.sum())} for name, n in zip(names, load_E, strict=True)}
+    load_E = np.sum([said.load_E for said in answers], axis=0)
+    experts = {
+        name: {"load": float(n / load_E.sum())} for name, n in zip(names, load_E, strict=True)
+    }
     return Evaluation(tasks=tasks, experts=experts, gate=_gate_health(tables, answers, specs))
 
 

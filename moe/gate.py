@@ -137,9 +137,11 @@ def choose_experts(
     blocks = []
     for task, scores in enumerate(scores_BE.split(list(task_sizes), -1)):
         best = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
-        blocks.append(torch.zeros_like(scores, dtype=torch.bool).scatter(
-            1, best, tasks_BT[:, task, None].expand_as(best)
-        ))
+        blocks.append(
+            torch.zeros_like(scores, dtype=torch.bool).scatter(
+                1, best, tasks_BT[:, task, None].expand_as(best)
+            )
+        )
     return torch.cat(blocks, dim=-1)
 
 

@@ -5,6 +5,7 @@ Dimensions: E experts, T tasks.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +23,30 @@ from moe.data.collate import RequestBatch
 from moe.data.module import Step
 from moe.data.tables import TaskTable
 from moe.evaluation import Evaluation, evaluate, fit_calibration, joint_score
-from moe.losses import GateSums, balance_loss, gate_sums, prior_divergence, routing_loss, switch_balance, z_loss
+from moe.losses import (
+    GateSums,
+    balance_loss,
+    gate_sums,
+    prior_divergence,
+    routing_loss,
+    switch_balance,
+    z_loss,
+)
 from moe.model import Mixture
 from moe.schedule import parameter_groups, rate_factor
 from moe.types import Batch
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far, in 1e9 bytes: of the GPU if one trains, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":  # has no getrusage
+        return float("nan")
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class LitMixture(L.LightningModule):
@@ -72,7 +93,8 @@ class LitMixture(L.LightningModule):
 
     def training_step(self, step: Step, batch_idx: int) -> None:
         """Runs every micro-batch, clips, and moves the weights once."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
         sums: GateSums | None = None
         terms: list[dict[str, Tensor]] = []
@@ -83,12 +105,12 @@ class LitMixture(L.LightningModule):
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
         optimizer.step()
-        scheduler.step()  # type: ignore[union-attr]
+        scheduler.step()
         assert sums is not None
         if self.config.model.loss.bias_rate > 0:
             rate = self.config.model.loss.bias_rate
             self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
-        if (self.trainer.global_step) % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self._log_every == 0:
             self._log_step(step, sums, terms, norm)
 
     def _micro_batch(
@@ -102,7 +124,8 @@ class LitMixture(L.LightningModule):
         answer_B = model.answer_loss(output, batch)
         routing_B = routing_loss(output.routing.logits_BE, experts_TE[batch.task_ids])
         z_B = z_loss(output.routing.logits_BE)
-        sums = gate_sums(output.routing, batch.task_ids, experts_TE)
+        chosen_BE = model.inference_choice(output.routing)
+        sums = gate_sums(output.routing, chosen_BE, batch.task_ids, experts_TE)
         if earlier is not None:
             sums = earlier + sums
         balance = balance_loss(
@@ -141,7 +164,7 @@ class LitMixture(L.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             if not group["name"].endswith("no_decay"):
                 values[f"optimizer/lr_{group['name']}"] = group["lr"]
-        values |= self._speed(step)
+        values |= self._speed(step) | {"step": float(self.trainer.global_step)}
         self.log_dict(values, on_step=True, batch_size=1)
 
     def _speed(self, step: Step) -> dict[str, float]:
@@ -149,11 +172,12 @@ class LitMixture(L.LightningModule):
         self._clock = now
         processed = sum(batch.input_ids.numel() for batch in step.micro_batches)
         real = sum(int(batch.attention_mask.sum()) for batch in step.micro_batches)
-        steps = self.trainer.log_every_n_steps
+        steps = self._log_every
         return {
             "speed/tokens_per_second": real * steps / max(now - before, 1e-9),
             "speed/padding_share": 1 - real / processed,
             "speed/micro_batches": float(len(step.micro_batches)),
+            "speed/memory_gb": _peak_memory_gb(self.device),
         }
 
     def configure_optimizers(self) -> Any:
@@ -166,6 +190,10 @@ class LitMixture(L.LightningModule):
             return rate_factor(step, total, optimizer_config)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    @property
+    def _log_every(self) -> int:
+        return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     # --- validation -----------------------------------------------------------------------
 
@@ -189,7 +217,9 @@ class LitMixture(L.LightningModule):
         self.evaluation = evaluate(
             self.validation, self.answers, self.calibration, self.model.tasks
         )
-        values = {"val/joint_score": joint_score(self.evaluation.tasks)}
+        step = float(self.trainer.global_step)
+        # Lightning would put these at the number of batches; "step" is its key for the x axis.
+        values = {"step": step, "val/joint_score": joint_score(self.evaluation.tasks)}
         for task, metrics in self.evaluation.tasks.items():
             values |= {f"val_{task}/{k}": float(v) for k, v in metrics.items() if k != "n"}
         values |= {f"val_gate/{k}": v for k, v in self.evaluation.gate.items()}
@@ -206,7 +236,9 @@ class LitMixture(L.LightningModule):
             e = self.evaluation
             metrics = {"tasks": e.tasks, "experts": e.experts, "gate": e.gate}
         checkpoint["mixture"] = {
-            **self.identity, "calibration": self.calibration.to_dict(), "metrics": metrics
+            **self.identity,
+            "calibration": self.calibration.to_dict(),
+            "metrics": metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def routing_loss(logits_BE: Tensor, own_experts_BE: Tensor) -> Tensor:
 
 
 def z_loss(logits_BE: Tensor) -> Tensor:
-    """Squared log-normaliser of the gate (B,): keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
+    """Squared log-normaliser of the gate (B,): keeps logits small (arXiv 2202.08906, eq. 5)."""
     return logits_BE.logsumexp(-1).square()
 
 
@@ -81,11 +81,16 @@ class GateSums:
         )
 
 
-def gate_sums(routing: Routing, task_ids: Tensor, task_experts_TE: Tensor) -> GateSums:
+def gate_sums(
+    routing: Routing, chosen_BE: Tensor, task_ids: Tensor, task_experts_TE: Tensor
+) -> GateSums:
     """The sums of one micro-batch; `shares_E` and `mass_T` carry gradient.
 
     Args:
-        routing: With `tasks_BT` the rows' own tasks.
+        routing: The gate's decision for rows of known tasks.
+        chosen_BE: (B, E) bool, the experts that would run at inference. Not those that run in
+            training: with all experts of a task running, their load is equal whatever the gate
+            says, and the balance has no gradient.
         task_ids: (B,) int64 own task of each row.
         task_experts_TE: (T, E) bool.
     """
@@ -93,7 +98,7 @@ def gate_sums(routing: Routing, task_ids: Tensor, task_experts_TE: Tensor) -> Ga
     # g_e / G_t as a softmax over the own task's logits: G_t itself can underflow to 0.
     shares_BE = routing.logits_BE.masked_fill(~own_BE, -torch.inf).softmax(-1)
     return GateSums(
-        chosen_E=(routing.chosen_BE & own_BE).sum(0).float(),
+        chosen_E=(chosen_BE & own_BE).sum(0).float(),
         shares_E=shares_BE.sum(0),
         mass_T=routing.task_mass_BT.sum(0),
         rows_T=torch.bincount(task_ids, minlength=len(task_experts_TE)).float(),

@@ -56,7 +56,7 @@ def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
 
 def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> float:
-    """Expected calibration error in [0, 1] (Guo et al. 2017): equal-width bins, L1. 0 if no rows."""
+    """Expected calibration error in [0, 1] (Guo et al. 2017), equal-width bins; 0 if no rows."""
     if len(confidence) == 0:
         return 0.0
     target = torch.from_numpy(correct).long()

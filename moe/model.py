@@ -16,7 +16,7 @@ from moe.config import ModelConfig
 from moe.dispatch import dispatch
 from moe.encoder import encode, pool
 from moe.experts import Expert, build_expert
-from moe.gate import Gate, route
+from moe.gate import Gate, choose_experts, route
 from moe.losses import mixture_loss
 from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec, task_experts_matrix
 
@@ -85,13 +85,12 @@ class Mixture(nn.Module):
         modules = list(self.experts.values())
         outputs = []
         for assignment in dispatch(routing.chosen_BE):
-            inputs = (hidden_BLD, batch.attention_mask, batch.context_mask)
+            rows_N = assignment.rows_N
+            inputs = [hidden_BLD, batch.attention_mask, batch.context_mask]
             if not assignment.is_whole:
-                inputs = tuple(tensor[assignment.rows_N] for tensor in inputs)
+                inputs = [tensor[rows_N] for tensor in inputs]
             logits = modules[assignment.expert](*inputs)
-            outputs.append(
-                ExpertOutput(expert=assignment.expert, rows_N=assignment.rows_N, logits=logits)
-            )
+            outputs.append(ExpertOutput(expert=assignment.expert, rows_N=rows_N, logits=logits))
         return MixtureOutput(pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs))
 
     def _route(
@@ -118,8 +117,15 @@ class Mixture(nn.Module):
         has_context_B = torch.zeros_like(batch.request_ids).index_add(
             0, batch.request_ids, batch.context_mask.any(1).long()
         )[batch.request_ids]
-        needs_context_T = torch.tensor([t.needs_context for t in self.tasks]).to(batch.labels.device)
+        needs_context_T = torch.tensor([t.needs_context for t in self.tasks]).to(
+            batch.labels.device
+        )
         return (has_context_B > 0)[:, None] | ~needs_context_T
+
+    def inference_choice(self, routing: Routing) -> Tensor:
+        """(B, E) bool: the experts that would run at inference for the same tasks."""
+        scores_BE = routing.logits_BE.detach() + self.gate.selection_bias
+        return choose_experts(scores_BE, routing.tasks_BT, self.task_sizes, self.top_k)
 
     def own_tasks(self, batch: Batch) -> Tensor:
         """(B, T) bool: the task of each row, from `batch.task_ids`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from moe.allocator import keep_freed_memory
 from moe.callbacks import LastCheckpoint, PlainProgress
 from moe.checkpoint import identity, read_lightning
 from moe.config import ExperimentConfig
@@ -121,7 +124,11 @@ def _callbacks(config: ExperimentConfig, folder: Path) -> list[Callback]:
 
 
 def _build(
-    config: ExperimentConfig, tables: Tables, tokenizer: TextTokenizer, total_steps: int
+    config: ExperimentConfig,
+    tables: Tables,
+    tokenizer: TextTokenizer,
+    total_steps: int,
+    precision: str,
 ) -> LitMixture:
     encoder_config = config.model.encoder
     encoder = load_encoder(encoder_config.name)
@@ -142,7 +149,7 @@ def _build(
         config=config,
         validation=tables.validation,
         total_steps=total_steps,
-        identity=identity(config, tables.specs, encoder, tokenizer),
+        identity=identity(config, tables.specs, encoder, tokenizer, precision),
     )
 
 
@@ -159,7 +166,9 @@ def train(
     """
     trainer = dict(trainer)
     trainer["precision"] = pick_precision(trainer)
+    _quiet()
     torch.set_float32_matmul_precision("high")
+    keep_freed_memory()
     L.seed_everything(config.seed_everything, workers=True, verbose=False)
     config, trainer = _own_accumulation(config, trainer)
     tokenizer = TextTokenizer.from_pretrained(resolve_folder(config.model.encoder.name))
@@ -171,7 +180,7 @@ def train(
     planner = build_planner(
         tables, config.data, total_steps=total_steps, seed=config.seed_everything
     )
-    lit = _build(config, tables, tokenizer, total_steps)
+    lit = _build(config, tables, tokenizer, total_steps, trainer["precision"])
     data = MixtureData(
         tables=tables,
         planner=planner,
@@ -180,8 +189,9 @@ def train(
         steps_per_epoch=per_epoch,
     )
     _announce(counts, planner, lit.model, trainer["precision"])
-    logger = TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name,
-                               default_hp_metric=False)
+    logger = TensorBoardLogger(
+        folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
+    )
     engine = L.Trainer(
         **trainer,
         logger=logger,
@@ -189,13 +199,18 @@ def train(
         use_distributed_sampler=False,
     )
     last = folder / "checkpoints" / "last.ckpt"
-    engine.fit(lit, data, ckpt_path=str(last) if resume else None)
+    engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
     return _result(folder, lit, tables)
 
 
-def _announce(
-    counts: list[str], planner: StepPlanner, model: Mixture, precision: str
-) -> None:
+def _quiet() -> None:
+    """Silences what Lightning says at every start and no user can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _announce(counts: list[str], planner: StepPlanner, model: Mixture, precision: str) -> None:
     for line in counts:
         print(line)
     mix = ", ".join(
@@ -204,8 +219,10 @@ def _announce(
     )
     million = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{len(planner)} optimizer steps; rows per step: {mix}")
-    print(f"{million:.1f} M parameters, {len(model.experts)} experts; precision {precision}",
-          flush=True)
+    print(
+        f"{million:.1f} M parameters, {len(model.experts)} experts; precision {precision}",
+        flush=True,
+    )
 
 
 def _result(folder: Path, lit: LitMixture, tables: Tables) -> TrainingResult:

@@ -85,8 +85,9 @@ class Batch:
         return self.input_ids.shape[0]
 
     def _map(self, function: Any) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: None if v is None else function(v) for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: None if v is None else function(v) for k, v in values.items()}
+        return Batch(**moved)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """Every tensor moved as by `torch.Tensor.to`."""

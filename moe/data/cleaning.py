@@ -33,9 +33,11 @@ class CleaningReport:
     overlap: int
 
     def __str__(self) -> str:
-        return (f"{self.kept_train} training and {self.kept_validation} validation rows; dropped "
-                f"{self.duplicates} duplicates, {self.contradictions} contradictions, "
-                f"{self.overlap} that validation holds")
+        return (
+            f"{self.kept_train} training and {self.kept_validation} validation rows; dropped "
+            f"{self.duplicates} duplicates, {self.contradictions} contradictions, "
+            f"{self.overlap} that validation holds"
+        )
 
 
 def drop_duplicates(examples: Sequence[Example]) -> tuple[list[Example], int]:
@@ -52,8 +54,9 @@ def drop_contradictions(examples: Sequence[Example]) -> tuple[list[Example], int
     return _first_of_each(examples, _input)
 
 
-def drop_overlap(train: Sequence[Example], validation: Sequence[Example],
-                 by: By) -> tuple[list[Example], int]:
+def drop_overlap(
+    train: Sequence[Example], validation: Sequence[Example], by: By
+) -> tuple[list[Example], int]:
     """Training rows whose text (but for case) or context is not in validation; and how many were
     dropped."""
     held_out = {_group(row, by) for row in validation}
@@ -61,8 +64,9 @@ def drop_overlap(train: Sequence[Example], validation: Sequence[Example],
     return kept, len(train) - len(kept)
 
 
-def split_off(examples: Sequence[Example], *, share: float = 0.1, seed: int,
-              by: By) -> tuple[list[Example], list[Example]]:
+def split_off(
+    examples: Sequence[Example], *, share: float = 0.1, seed: int, by: By
+) -> tuple[list[Example], list[Example]]:
     """Training and validation rows, both in their old order, that share no text or context.
 
     Which groups go depends only on the seed and their text, not on the order of the rows. A label
@@ -79,9 +83,11 @@ def split_off(examples: Sequence[Example], *, share: float = 0.1, seed: int,
     for row in examples:
         groups.setdefault(_group(row, by), []).append(row)
     if len(groups) < 2:
-        raise InputError(f"validation cannot be split off: got {len(examples)} rows with "
-                         f"{len(groups)} different {by}s, expected at least 2; name a validation "
-                         "source")
+        raise InputError(
+            f"validation cannot be split off: got {len(examples)} rows with "
+            f"{len(groups)} different {by}s, expected at least 2; name a validation "
+            "source"
+        )
     order = sorted(groups, key=lambda key: _digest(seed, key))
     wanted = max(1, min(round(share * len(groups)), len(groups) - 1))
     left = Counter(row.label for row in examples)
@@ -92,12 +98,20 @@ def split_off(examples: Sequence[Example], *, share: float = 0.1, seed: int,
             left -= labels
             chosen.add(key)
     chosen = chosen or set(order[:1])
-    return ([row for row in examples if _group(row, by) not in chosen],
-            [row for row in examples if _group(row, by) in chosen])
+    return (
+        [row for row in examples if _group(row, by) not in chosen],
+        [row for row in examples if _group(row, by) in chosen],
+    )
 
 
-def clean(train: Sequence[Example], validation: Sequence[Example] | None, *, type: ExpertType,
-          seed: int, share: float = 0.1) -> tuple[list[Example], list[Example], CleaningReport]:
+def clean(
+    train: Sequence[Example],
+    validation: Sequence[Example] | None,
+    *,
+    type: ExpertType,
+    seed: int,
+    share: float = 0.1,
+) -> tuple[list[Example], list[Example], CleaningReport]:
     """Training rows without copies, contradictions and what validation holds; validation; a report.
 
     Validation rows that are given stay as they are, so that a published set keeps its size.
@@ -114,11 +128,21 @@ def clean(train: Sequence[Example], validation: Sequence[Example] | None, *, typ
         held_out = list(validation)
         rows, overlap = drop_overlap(rows, held_out, by)
     if not rows:
-        raise InputError(f"no training rows are left: got {len(train)}, of which validation holds "
-                         f"the {by} of {overlap}; expected different rows in the two")
-    return rows, held_out, CleaningReport(
-        kept_train=len(rows), kept_validation=len(held_out), duplicates=duplicates,
-        contradictions=contradictions, overlap=overlap)
+        raise InputError(
+            f"no training rows are left: got {len(train)}, of which validation holds "
+            f"the {by} of {overlap}; expected different rows in the two"
+        )
+    return (
+        rows,
+        held_out,
+        CleaningReport(
+            kept_train=len(rows),
+            kept_validation=len(held_out),
+            duplicates=duplicates,
+            contradictions=contradictions,
+            overlap=overlap,
+        ),
+    )
 
 
 def _input(row: Example) -> tuple[Hashable, ...]:
@@ -134,8 +158,9 @@ def _digest(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
 
 
-def _first_of_each(examples: Sequence[Example],
-                   key: Callable[[Example], Hashable]) -> tuple[list[Example], int]:
+def _first_of_each(
+    examples: Sequence[Example], key: Callable[[Example], Hashable]
+) -> tuple[list[Example], int]:
     first: dict[Hashable, Example] = {}
     for row in examples:
         first.setdefault(key(row), row)

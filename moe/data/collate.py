@@ -33,7 +33,9 @@ class TextTokenizer:
         missing = [name for name, number in ids.items() if number is None]
         if missing:
             raise InputError(f"the tokenizer has no {', '.join(missing)}: expected DistilBERT's")
-        self.cls_id, self.sep_id, self.pad_id = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
+        self.cls_id = int(ids["[CLS]"] or 0)
+        self.sep_id = int(ids["[SEP]"] or 0)
+        self.pad_id = int(ids["[PAD]"] or 0)
 
     @classmethod
     def from_pretrained(cls, name: str) -> TextTokenizer:

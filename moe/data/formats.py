@@ -101,11 +101,14 @@ def classifier_examples(table: Table, columns: Columns) -> list[Example]:
     found = [name for name in TEXT_COLUMNS if name != label]
     text = _column(table, "text", columns.text, found + _only_text_column(table, label))
     context = columns.context and _column(table, "context", columns.context, ())
-    return [Example(
-        text=_text(row.get(text), place, text),
-        context=_passage(row.get(context), place, context) if context else None,
-        label=_label(row.get(label), place, label, table.class_names.get(label)),
-    ) for place, row in table.rows]
+    return [
+        Example(
+            text=_text(row.get(text), place, text),
+            context=_passage(row.get(context), place, context) if context else None,
+            label=_label(row.get(label), place, label, table.class_names.get(label)),
+        )
+        for place, row in table.rows
+    ]
 
 
 def span_examples(table: Table, columns: Columns) -> list[Example]:
@@ -117,8 +120,13 @@ def span_examples(table: Table, columns: Columns) -> list[Example]:
     examples = []
     for place, row in table.rows:
         context = _passage(row.get(passage), place, passage)
-        examples.append(Example(text=_text(row.get(question), place, question), context=context,
-                                answers=read_answers(row, context, place)))
+        examples.append(
+            Example(
+                text=_text(row.get(question), place, question),
+                context=context,
+                answers=read_answers(row, context, place),
+            )
+        )
     return examples
 
 
@@ -134,10 +142,18 @@ def squad_examples(document: Any, file: str) -> list[Example]:
                 answers = _listed_answers(item, context, place)
                 impossible = item.get("is_impossible", not answers)
                 if impossible is not (not answers):
-                    raise place.error("is_impossible", impossible,
-                                      f"{str(not answers).lower()} with {len(answers)} answers")
-                examples.append(Example(text=_text(item.get("question"), place, "question"),
-                                        context=context, answers=answers))
+                    raise place.error(
+                        "is_impossible",
+                        impossible,
+                        f"{str(not answers).lower()} with {len(answers)} answers",
+                    )
+                examples.append(
+                    Example(
+                        text=_text(item.get("question"), place, "question"),
+                        context=context,
+                        answers=answers,
+                    )
+                )
     return examples
 
 
@@ -145,15 +161,18 @@ def clinc_examples(document: Any, file: str, keys: Sequence[str]) -> list[Exampl
     """One example per `[text, label]` under these keys of parsed CLINC JSON, key by key."""
     there = sorted(document) if isinstance(document, dict) else []
     if missing := [key for key in keys if key not in there]:
-        raise InputError(f"{file}: no key {' or '.join(map(repr, missing))} with a list of "
-                         f"[text, label] (CLINC JSON); the keys are {there}")
+        raise InputError(
+            f"{file}: no key {' or '.join(map(repr, missing))} with a list of "
+            f"[text, label] (CLINC JSON); the keys are {there}"
+        )
     examples = []
     for key in keys:
         for item, place in _items(document, key, Place(file)):
             if not isinstance(item, list) or len(item) != 2:
                 raise place.error("", item, "a list [text, label]")
-            examples.append(Example(text=_text(item[0], place, "text"),
-                                    label=_label(item[1], place, "label")))
+            examples.append(
+                Example(text=_text(item[0], place, "text"), label=_label(item[1], place, "label"))
+            )
     return examples
 
 
@@ -162,15 +181,24 @@ def _column(table: Table, what: str, named: str | None, candidates: Sequence[str
     for name in wanted:
         if name in table.columns:
             return name
-    raise InputError(f"{table.file}: no column {' or '.join(map(repr, wanted))} for the {what}; "
-                     f"the columns are {table.columns}")
+    raise InputError(
+        f"{table.file}: no column {' or '.join(map(repr, wanted))} for the {what}; "
+        f"the columns are {table.columns}"
+    )
 
 
 def _only_text_column(table: Table, label: str) -> list[str]:
     """The one column beside the label that holds words among its first rows, if it is one."""
     first_rows = [row for _, row in table.rows[:100]]
-    found = [name for name in table.columns if name != label and any(
-        isinstance(row.get(name), str) and re.search(r"[^\W\d_]", row[name]) for row in first_rows)]
+    found = [
+        name
+        for name in table.columns
+        if name != label
+        and any(
+            isinstance(row.get(name), str) and re.search(r"[^\W\d_]", row[name])
+            for row in first_rows
+        )
+    ]
     return found if len(found) == 1 else []
 
 
@@ -217,8 +245,12 @@ def _listed_answers(row: Mapping[str, Any], context: str, place: Place) -> tuple
         else:
             pairs = [(item["text"], item["answer_start"]) for item in value]
     except (ValueError, KeyError, TypeError) as error:
-        raise place.error("answers", value, 'equally long lists {"text": [...], "answer_start": '
-                          '[...]} or a list of {"text": ..., "answer_start": ...}') from error
+        raise place.error(
+            "answers",
+            value,
+            'equally long lists {"text": [...], "answer_start": '
+            '[...]} or a list of {"text": ..., "answer_start": ...}',
+        ) from error
     return tuple(_answer(text, start, context, place) for text, start in pairs)
 
 
@@ -243,6 +275,7 @@ def _answer(text: object, start: object, context: str, place: Place) -> Answer:
     answer = Answer(text=replace_surrogates(text), start=start)
     found = context[start : start + len(text)]
     if found != answer.text:
-        raise place.error("answer text", text, f"the context from character {start} on, "
-                                               f"which is {shorten(found)}")
+        raise place.error(
+            "answer text", text, f"the context from character {start} on, which is {shorten(found)}"
+        )
     return answer

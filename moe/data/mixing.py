@@ -56,7 +56,12 @@ class StepPlan:
     rows_T: tuple[int, ...]
 
 
-def task_shares(sizes: Sequence[int], mixing: MixingConfig, progress: Array, names: Sequence[str]) -> NDArray[np.float64]:
+def task_shares(
+    sizes: Sequence[int],
+    mixing: MixingConfig,
+    progress: NDArray[np.float64],
+    names: Sequence[str],
+) -> NDArray[np.float64]:
     """Share of each task in a step (steps, T), rows summing to 1.
 
     Args:
@@ -189,7 +194,9 @@ class StepPlanner:
             drawn += order[at : at + count - len(drawn)].tolist()
         return drawn
 
-    def _row(self, task: int, item: int, chance: np.random.Generator, *, attach: bool) -> PlannedRow:
+    def _row(
+        self, task: int, item: int, chance: np.random.Generator, *, attach: bool
+    ) -> PlannedRow:
         items = self.items[task]
         noised = bool(chance.random() < self.noise)
         text = int((items.noised if noised else items.text)[item])
@@ -203,8 +210,13 @@ class StepPlanner:
             donor_first = int(chance.integers(available - donor_length + 1))
         length = text + (context + 3 if context else 2)
         return PlannedRow(
-            task=task, item=item, noised=noised, donor=donor, donor_first=donor_first,
-            donor_length=donor_length, length=length,
+            task=task,
+            item=item,
+            noised=noised,
+            donor=donor,
+            donor_first=donor_first,
+            donor_length=donor_length,
+            length=length,
         )
 
 

@@ -11,7 +11,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moe.config import DataConfig
-from moe.data.collate import RequestBatch, TextTokenizer, Window, collate, collate_requests, token_budget
+from moe.data.collate import (
+    RequestBatch,
+    TextTokenizer,
+    Window,
+    collate,
+    collate_requests,
+    token_budget,
+)
 from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
 from moe.data.prepare import Tables
 from moe.data.tables import TaskTable, training_items
@@ -120,7 +127,9 @@ class PositionSampler(Sampler[int]):
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
-        stop = min((self.start // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
+        stop = min(
+            (self.start // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps
+        )
         yield from range(self.start, stop)
 
     def __len__(self) -> int:
@@ -168,7 +177,9 @@ class MixtureData(L.LightningDataModule):
             for table in self.tables.validation
         ]
 
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Dataset[Any], sampler: Sampler[int] | None = None
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             sampler=sampler,

@@ -34,7 +34,11 @@ class TaskData:
 
 
 def read_split(
-    name: str, task: TaskConfig, source: str, root: str, split: Literal["train", "validation", "test"]
+    name: str,
+    task: TaskConfig,
+    source: str,
+    root: str,
+    split: Literal["train", "validation", "test"],
 ) -> list[Example]:
     """Rows of one source of a task; an error names the task."""
     columns = Columns(text=task.text, context=task.context, label=task.label)

@@ -29,15 +29,20 @@ SAMPLES: Mapping[str, Mapping[str, str]] = {
     "sentiment": {"train": "sentiment.train.csv", "validation": "sentiment.validation.csv"},
 }
 CLINC_KEYS: Mapping[Split, tuple[str, str]] = {
-    "train": ("train", "oos_train"), "validation": ("val", "oos_val"), "test": ("test", "oos_test"),
+    "train": ("train", "oos_train"),
+    "validation": ("val", "oos_val"),
+    "test": ("test", "oos_test"),
 }
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {  # on the hub; the first that is there
-    "train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",),
+    "train": ("train",),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test",),
 }
 
 
-def read_source(source: str, *, root: Path, split: Split, type: ExpertType,
-                columns: Columns = Columns()) -> list[Example]:  # noqa: B008, it is frozen
+def read_source(
+    source: str, *, root: Path, split: Split, type: ExpertType, columns: Columns = Columns()
+) -> list[Example]:
     """The rows of a source, in its order, at least one.
 
     Args:
@@ -70,8 +75,11 @@ def source_files(source: str, *, root: Path) -> list[Path]:
     if kind == "hub":
         folder = Path(_hub_location(name, root)[0])
         files = folder.rglob("*") if folder.is_absolute() else ()
-        return sorted(f for f in files if f.is_file()
-                      and not any(part.startswith(".") for part in f.relative_to(folder).parts))
+        return sorted(
+            f
+            for f in files
+            if f.is_file() and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+        )
     return [_local_file(source, root)[0]]
 
 
@@ -97,20 +105,26 @@ def _local_file(source: str, root: Path) -> tuple[Path, list[str] | None]:
     if not path.exists():
         raise InputError(f"{path}: no such file; a relative source is looked for in {root}")
     if not path.is_file():
-        raise InputError(f"{path} is a directory, expected a file; a folder in the layout of the "
-                         f"hub is written hub:{name}")
+        raise InputError(
+            f"{path} is a directory, expected a file; a folder in the layout of the "
+            f"hub is written hub:{name}"
+        )
     return path, keys.split("+") if mark else None
 
 
-def _file_examples(path: Path, keys: list[str] | None, split: Split, type: ExpertType,
-                   columns: Columns) -> list[Example]:
+def _file_examples(
+    path: Path, keys: list[str] | None, split: Split, type: ExpertType, columns: Columns
+) -> list[Example]:
     suffix = path.suffix.lower()
     if suffix != ".json" and suffix not in _TABLE_READERS:
-        raise InputError(f"{path}: unknown suffix {suffix!r}, expected one of "
-                         f"{sorted(['.json', *_TABLE_READERS])}")
+        raise InputError(
+            f"{path}: unknown suffix {suffix!r}, expected one of "
+            f"{sorted(['.json', *_TABLE_READERS])}"
+        )
     if keys is not None and (suffix != ".json" or type == "span"):
-        raise InputError(f"{path}: got #{'+'.join(keys)}, but only CLINC JSON of a classifier "
-                         "has keys")
+        raise InputError(
+            f"{path}: got #{'+'.join(keys)}, but only CLINC JSON of a classifier has keys"
+        )
     if suffix != ".json":
         return _table_examples(_TABLE_READERS[suffix](path), type, columns)
     document = _parse_json(_read_text(path), str(path))
@@ -157,8 +171,10 @@ def _delimited(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Table:
         raise InputError(f"{path}, line 1: got the columns {columns}, expected distinct names")
     for number, fields in lines:
         if len(fields) != len(columns):
-            raise InputError(f"{path}, line {number}: got {len(fields)} fields in "
-                             f"{shorten(fields)}, expected {len(columns)}: {columns}")
+            raise InputError(
+                f"{path}, line {number}: got {len(fields)} fields in "
+                f"{shorten(fields)}, expected {len(columns)}: {columns}"
+            )
         rows.append((Place(str(path), f"line {number}"), dict(zip(columns, fields, strict=True))))
     return Table(file=str(path), columns=columns, rows=rows)
 
@@ -180,8 +196,9 @@ def _read_csv(path: Path) -> Table:
                     yield start, fields
                 start = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(f"{path}, line {start}: expected CSV after RFC 4180 "
-                             f"({error})") from error
+            raise InputError(
+                f"{path}, line {start}: expected CSV after RFC 4180 ({error})"
+            ) from error
 
     return _delimited(path, numbered())
 
@@ -205,12 +222,19 @@ def _read_parquet(path: Path) -> Table:
         raise InputError(f"{path}: expected Parquet ({error})") from error
     written_by_datasets = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = written_by_datasets.get("info", {}).get("features", {})
-    return Table(file=str(path), columns=table.column_names, rows=_numbered(str(path), rows),
-                 class_names={k: v["names"] for k, v in features.items() if "names" in v})
+    return Table(
+        file=str(path),
+        columns=table.column_names,
+        rows=_numbered(str(path), rows),
+        class_names={k: v["names"] for k, v in features.items() if "names" in v},
+    )
 
 
 _TABLE_READERS = {
-    ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".tsv": _read_tsv,
 }
 
 
@@ -238,12 +262,17 @@ def _hub_table(name: str, root: Path, split: Split) -> Table:
     except Exception as error:  # of five libraries, from no network to an unknown config
         raise InputError(
             f"hub:{name} cannot be loaded ({str(error).partition(chr(10))[0]}): check the name, or "
-            "download it elsewhere and give its folder as hub:FOLDER or a local file") from error
+            "download it elsewhere and give its folder as hub:FOLDER or a local file"
+        ) from error
     found = [key for key in SPLIT_NAMES[split] if key in splits]
     if not found:
         raise InputError(f"hub:{name} has no split {split!r}, the splits are {sorted(splits)}")
     rows = splits[found[0]]
-    return Table(file=f"hub:{name}", columns=rows.column_names,
-                 rows=_numbered(f"hub:{name}", rows.to_list()),
-                 class_names={k: v.names for k, v in rows.features.items()
-                              if isinstance(v, datasets.ClassLabel)})
+    return Table(
+        file=f"hub:{name}",
+        columns=rows.column_names,
+        rows=_numbered(f"hub:{name}", rows.to_list()),
+        class_names={
+            k: v.names for k, v in rows.features.items() if isinstance(v, datasets.ClassLabel)
+        },
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.data.augment import add_noise
-from moe.data.collate import Ids, TextTokenizer, Window, make_windows, window_starts
+from moe.data.collate import TextTokenizer, Window, make_windows, window_starts
 from moe.data.sources import Example
 from moe.types import InputError, TaskSpec
 

@@ -47,9 +47,7 @@ def build_expert(
         pooling: What a classifier reads.
         dropout: Probability of dropout.
     """
-    block = Trunk(
-        kind=trunk, dim=dim, num_heads=num_heads, hidden_dim=hidden_dim, dropout=dropout
-    )
+    block = Trunk(kind=trunk, dim=dim, num_heads=num_heads, hidden_dim=hidden_dim, dropout=dropout)
     expert = EXPERT_TYPES[task.type](
         task=task, trunk=block, dim=dim, pooling=pooling, dropout=dropout
     )
