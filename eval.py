@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import exit_on_input_error
+from moe.cli import run
 
 
 def main() -> None:
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from moe.cli import exit_on_input_error, parse_training, save_arguments
+from moe.cli import parse_training, run, save_arguments
 from moe.runs import config_stem, new_folder, resumed_arguments
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run(main)

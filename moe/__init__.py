@@ -11,7 +11,7 @@ __all__ = ["MixtureOfExperts"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: reading a config or the command line's help must not import torch's world.
+    # Lazy: the command line's help need not wait for transformers.
     if name == "MixtureOfExperts":
         from moe.predict import MixtureOfExperts
 

@@ -11,7 +11,7 @@ import lightning as L
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from moe.config import ExperimentConfig
-from moe.types import InputError
+from moe.types import InputError, NonFiniteError
 
 # What the program sets itself: its own logger, callbacks and sampler.
 _OWN = {"logger", "callbacks", "plugins", "use_distributed_sampler", "model_registry", "profiler"}
@@ -35,6 +35,7 @@ def training_parser() -> ArgumentParser:
             "trainer.num_sanity_val_steps": 0,
             "trainer.enable_model_summary": False,
             "trainer.log_every_n_steps": 10,
+            "trainer.devices": 1,
         }
     )
     return parser
@@ -72,10 +73,13 @@ def save_arguments(values: Namespace, path: Path) -> None:
     path.write_text(training_parser().dump(kept), encoding="utf-8")
 
 
-def exit_on_input_error(main: Callable[[], Any]) -> None:
-    """Runs an entry point; a user's mistake becomes one line on stderr and exit code 2."""
+def run(main: Callable[[], Any]) -> None:
+    """Runs an entry point; a foreseen error becomes one line on stderr and its exit code.
+
+    2 is the user's mistake, 3 a training that met non-finite numbers.
+    """
     try:
         main()
-    except InputError as error:
+    except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 3)

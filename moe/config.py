@@ -7,6 +7,7 @@ Trainer's own arguments. Modules never see these classes; the `build_*` function
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
 from typing import Any, Literal, get_type_hints
 
 from moe.types import ExpertType, InputError
@@ -15,6 +16,15 @@ from moe.types import ExpertType, InputError
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _check_range(section: str, config: object, names: str, low: float, high: float = inf) -> None:
+    """Every number of `names` (separated by spaces) that is set lies in [low, high]."""
+    for name in names.split():
+        value = getattr(config, name)
+        rule = f"at least {low:g}" if high == inf else f"in [{low:g}, {high:g}]"
+        if value is not None:
+            _check(low <= value <= high, f"{section}.{name} must be {rule}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +45,9 @@ class EncoderConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            _check(0 <= value < 1, f"model.encoder.{name} must be in [0, 1), got {value}")
-        _check(
-            not isinstance(self.freeze, int) or self.freeze >= 0,
-            f"model.encoder.freeze must not be negative, got {self.freeze}",
-        )
+        _check_range("model.encoder", self, "dropout attention_dropout", 0, 0.99)
+        if isinstance(self.freeze, int):
+            _check_range("model.encoder", self, "freeze", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +78,8 @@ class GateConfig:
         _check(
             self.temperature > 0, f"model.gate.temperature must be positive, got {self.temperature}"
         )
-        _check(self.noise >= 0, f"model.gate.noise must not be negative, got {self.noise}")
-        for name in ("width", "top_k"):
-            value = getattr(self, name)
-            _check(value >= 1, f"model.gate.{name} must be at least 1, got {value}")
-        _check(
-            self.train_top_k is None or self.train_top_k >= 1,
-            f"model.gate.train_top_k must be at least 1 or null, got {self.train_top_k}",
-        )
+        _check_range("model.gate", self, "noise", 0)
+        _check_range("model.gate", self, "width top_k train_top_k", 1)
         threshold = self.multi_task_threshold
         _check(
             threshold is None or 0 < threshold < 1,
@@ -103,7 +103,7 @@ class ExpertConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(0 <= self.dropout < 1, f"model.expert.dropout must be in [0, 1), got {self.dropout}")
+        _check_range("model.expert", self, "dropout", 0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,7 @@ class LossConfig:
     z: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("routing", "switch", "prior", "bias_rate", "z"):
-            value = getattr(self, name)
-            _check(value >= 0, f"model.loss.{name} must not be negative, got {value}")
+        _check_range("model.loss", self, "routing switch prior bias_rate z", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +176,9 @@ class TaskConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.experts >= 1, f"tasks.*.experts must be at least 1, got {self.experts}")
-        _check(self.weight >= 0, f"tasks.*.weight must not be negative, got {self.weight}")
-        _check(
-            0 <= self.out_of_scope_recall <= 1,
-            f"tasks.*.out_of_scope_recall must be in [0, 1], got {self.out_of_scope_recall}",
-        )
+        _check_range("tasks.*", self, "experts", 1)
+        _check_range("tasks.*", self, "weight", 0)
+        _check_range("tasks.*", self, "out_of_scope_recall", 0, 1)
         _check(
             self.type == "classifier" or self.labels is None,
             f"tasks.*.labels is for classifiers, got {self.labels} for a {self.type} task",
@@ -195,7 +190,7 @@ class MixingConfig:
     """How much of each task an optimizer step holds.
 
     Attributes:
-        kind: `proportional` to the rows, `uniform`, `temperature` (rows to the power
+        kind: `proportional` to the windows of its rows, `uniform`, `temperature` (that to the power
             1/temperature), `annealed` (from proportional at the first step to uniform at the
             last), or `fixed`.
         temperature: Of kind `temperature`; 1 is proportional, large is uniform.
@@ -207,13 +202,11 @@ class MixingConfig:
     shares: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            self.temperature >= 1,
-            f"data.mixing.temperature must be at least 1, got {self.temperature}",
-        )
+        _check_range("data.mixing", self, "temperature", 1)
         _check(
             (self.kind == "fixed") == (self.shares is not None),
-            f"data.mixing.shares goes with kind fixed, got kind {self.kind} and {self.shares}",
+            f"data.mixing.shares goes with kind fixed, got kind {self.kind} and {self.shares}: "
+            "set the kind, or --data.mixing.shares null",
         )
         _check(
             all(share > 0 for share in (self.shares or {}).values()),
@@ -255,25 +248,19 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_tokens"):
-            value = getattr(self, name)
-            _check(value >= 1, f"data.{name} must be at least 1, got {value}")
-        _check(self.max_length >= 16, f"data.max_length must be at least 16, got {self.max_length}")
+        _check_range("data", self, "batch_size", 1)
+        _check_range("data", self, "workers stride", 0)
+        _check_range("data", self, "max_length", 16)
+        _check_range("data", self, "attach_context noise", 0, 1)
+        _check_range("data", self, "max_padding", 0, 0.99)
         _check(
-            0 <= self.stride < self.max_length,
-            f"data.stride must be in [0, max_length={self.max_length}), got {self.stride}",
+            self.stride < self.max_length,
+            f"data.stride must be below max_length {self.max_length}, got {self.stride}",
         )
         _check(
             self.max_tokens >= self.max_length,
             f"data.max_tokens must hold one window of {self.max_length}, got {self.max_tokens}",
         )
-        for name in ("attach_context", "noise"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, f"data.{name} must be in [0, 1], got {value}")
-        _check(
-            0 <= self.max_padding < 1, f"data.max_padding must be in [0, 1), got {self.max_padding}"
-        )
-        _check(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,10 +286,9 @@ class OptimizerConfig:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("encoder_lr", "expert_lr", "gate_lr", "weight_decay", "gradient_clip"):
-            value = getattr(self, name)
-            _check(value >= 0, f"optimizer.{name} must not be negative, got {value}")
-        _check(0 <= self.warmup <= 1, f"optimizer.warmup must be in [0, 1], got {self.warmup}")
+        names = "encoder_lr expert_lr gate_lr weight_decay gradient_clip"
+        _check_range("optimizer", self, names, 0)
+        _check_range("optimizer", self, "warmup", 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,19 +312,18 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _check(len(self.tasks) > 0, "tasks must name at least one task, got {}")
+        for name in self.tasks:
+            _check(
+                name.isidentifier(),
+                f"tasks: the name {name!r} must be letters, digits and underscores",
+            )
         for name in self.data.tasks or ():
             _check(
                 name in self.tasks,
                 f"data.tasks: no task {name!r}; the config has {sorted(self.tasks)}",
             )
-        _check(
-            self.checkpoint_every >= 1,
-            f"checkpoint_every must be at least 1, got {self.checkpoint_every}",
-        )
-        _check(
-            self.patience is None or self.patience >= 1,
-            f"patience must be at least 1 or null, got {self.patience}",
-        )
+        _check(self.data.tasks != [], "data.tasks must name a task or be null, got []")
+        _check_range("config", self, "checkpoint_every patience", 1)
 
     @property
     def selected_tasks(self) -> dict[str, TaskConfig]:

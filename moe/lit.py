@@ -34,7 +34,7 @@ from moe.losses import (
 )
 from moe.model import Mixture
 from moe.schedule import parameter_groups, rate_factor
-from moe.types import Batch
+from moe.types import Batch, NonFiniteError
 
 
 def _peak_memory_gb(device: torch.device) -> float:
@@ -104,6 +104,11 @@ class LitMixture(L.LightningModule):
             terms.append(logged)
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient norm of optimizer step {self.trainer.global_step} is {norm}: the "
+                "weights were left as they were; lower optimizer.encoder_lr, or train in 32-true"
+            )
         optimizer.step()
         scheduler.step()
         assert sums is not None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from moe.types import InputError
 
+_LIMITS = {f"--trainer.max_{name}" for name in ("steps", "epochs", "time")}
+
 
 def config_stem(arguments: list[str]) -> str:
     """Stem of the last `--config` of a command line."""
@@ -56,10 +58,10 @@ def resumed_arguments(arguments: list[str]) -> tuple[list[str], Path | None]:
     if run is None:
         return arguments, None
     for argument in kept:
-        if argument.startswith("--") and not argument.startswith("--trainer."):
+        name = argument.split("=")[0]
+        if name.startswith("--") and name not in _LIMITS:
             raise InputError(
-                f"{argument.split('=')[0]} cannot change when a run is resumed: only limits under "
-                "--trainer. may"
+                f"{name} cannot change when a run is resumed, only {', '.join(sorted(_LIMITS))}"
             )
     folder = Path(run)
     for name in ("config.yaml", "checkpoints/last.ckpt"):

@@ -143,7 +143,8 @@ def _build(
             f"data.max_length {config.data.max_length} is more than the encoder's "
             f"{encoder.config.max_position_embeddings} positions"
         )
-    model = build_model(config.model, tables.specs, encoder)
+    # from_pretrained returns evaluation mode, which Lightning keeps: dropout would be off.
+    model = build_model(config.model, tables.specs, encoder).train()
     return LitMixture(
         model=model,
         config=config,
@@ -189,6 +190,10 @@ def train(
         steps_per_epoch=per_epoch,
     )
     _announce(counts, planner, lit.model, trainer["precision"])
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume and read_lightning(last)["global_step"] >= total_steps:
+        print(f"{folder} is finished: nothing to do")
+        return _result(folder, lit, tables)
     logger = TensorBoardLogger(
         folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
     )
@@ -198,7 +203,11 @@ def train(
         callbacks=_callbacks(config, folder),
         use_distributed_sampler=False,
     )
-    last = folder / "checkpoints" / "last.ckpt"
+    if engine.world_size > 1:
+        raise InputError(
+            f"{engine.world_size} devices: training shards no data yet, so each would do the same "
+            "work; use --trainer.devices 1 --trainer.num_nodes 1"
+        )
     engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
     return _result(folder, lit, tables)
 
@@ -206,8 +215,13 @@ def train(
 def _quiet() -> None:
     """Silences what Lightning says at every start and no user can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in (
+        "LeafSpec",
+        "does not have many workers",
+        "exists and is not empty",
+        "dataloader is not resumable",  # the plan of steps is: it starts at the global step
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
 def _announce(counts: list[str], planner: StepPlanner, model: Mixture, precision: str) -> None:

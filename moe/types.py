@@ -20,6 +20,10 @@ class InputError(ValueError):
     """A mistake of the user: entry points print its message and exit with code 2."""
 
 
+class NonFiniteError(RuntimeError):
+    """Training met a NaN or an infinity: entry points print its message and exit with code 3."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What the trained model knows of a task; saved in the checkpoint.

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from moe.cli import exit_on_input_error
+from moe.cli import run
 
 
 def main() -> None:
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    run(main)

@@ -94,12 +94,12 @@ def describe(data: TaskData) -> str:
         none = sum(not example.answers for example in data.train)
         detail = f"{len({e.context for e in data.train})} passages, {none} questions without answer"
     else:
-        counts = Counter(example.label for example in data.train).most_common()
-        outside = dict(counts).get(data.spec.out_of_scope, 0)
-        detail = (
-            f"{len(data.spec.labels)} classes ({counts[0][0]}: {counts[0][1]} ... "
-            f"{counts[-1][0]}: {counts[-1][1]})"
-        ) + (f", {outside} out of scope" if data.spec.out_of_scope else "")
+        counts = Counter(example.label for example in data.train)
+        outside = counts.pop(data.spec.out_of_scope, 0)
+        (most, rows), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
+        detail = f"{len(data.spec.labels)} classes ({most}: {rows} ... {least}: {fewest})"
+        if data.spec.out_of_scope:
+            detail += f", {outside} out of scope"
     return f"{data.spec.name}: {data.report}; {detail}"
 
 

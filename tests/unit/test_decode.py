@@ -141,10 +141,11 @@ def test_out_of_scope_scores_by_hand() -> None:
     votes = ClassifierVotes(
         row_P=np.array([1, 0, 1]), expert_P=np.array([0, 0, 1]),
         weight_P=np.array([0.25, 1.0, 0.75]),
+        # The last column is out of scope; the score is the energy of the others alone.
         logits_PC=np.log([[1.0, 3.0, 8.0], [2.0, 8.0, 5.0], [4.0, 1.0, 5.0]]),
     )
-    # log(8 / 4) = log 2, log(5 / 10) = -log 2, log(5 / 5) = 0.
-    expected = [-math.log(2), 0.25 * math.log(2)]
+    # Row 0: -log(2 + 8). Row 1: -log(1 + 3) and -log(4 + 1), weighted.
+    expected = [-math.log(10), -0.25 * math.log(4) - 0.75 * math.log(5)]
     np.testing.assert_allclose(out_of_scope_scores(votes, 2, 2), expected)
 
 

@@ -113,10 +113,17 @@ def test_dropout_is_used_in_training_only(kind: str) -> None:
         assert torch.equal(expert.eval()(*inputs), expert(*inputs))
 
 
-@pytest.mark.parametrize("trunk", ["ffn", "transformer"])
-def test_every_block_of_a_trunk_has_dropout(trunk: Any) -> None:
-    probabilities = [m.p for m in trunk_of(trunk, 0.3).modules() if isinstance(m, nn.Dropout)]
-    assert probabilities == [0.3] * (2 if trunk == "transformer" else 1)
+@pytest.mark.parametrize(("trunk", "count"), [("ffn", 1), ("transformer", 2)])
+def test_every_block_of_a_trunk_has_dropout(trunk: Any, count: int) -> None:
+    hidden, batch = rows()
+    block = trunk_of(trunk, 0.3)
+    dropouts = [module for module in block.modules() if isinstance(module, nn.Dropout)]
+    assert [dropout.p for dropout in dropouts] == [0.3] * count
+    for used in dropouts:
+        for dropout in dropouts:
+            dropout.p = 0.5 if dropout is used else 0.0
+        outputs = [block(hidden, batch.attention_mask) for _ in range(2)]
+        assert not torch.equal(*outputs)
 
 
 @pytest.mark.parametrize(("trunk", "expected"), [

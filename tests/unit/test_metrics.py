@@ -95,14 +95,14 @@ def test_auroc_of_ties_and_of_one_side() -> None:
 
 
 @pytest.mark.parametrize(("recall", "expected"), [
-    (1.0, -2.0),    # 1 of 4 at -1 is needed; half way down to -3
+    (1.0, -2.5),    # all four are needed, the lowest is -1; half way down to -4
     (0.75, 0.5),    # three are 2, 5 and 9; half way from 2 to -1
     (0.6, 0.5),     # three again: two are half only
     (0.5, 4.0),     # 5 and 9; half way from 5 to the in-scope 3
     (0.25, 7.0), (0.01, 7.0),
 ])
 def test_recall_threshold(recall: float, expected: float) -> None:
-    scores = np.array([9.0, 3.0, 5.0, 2.0, -1.0, -3.0])
+    scores = np.array([9.0, 3.0, 5.0, 2.0, -1.0, -4.0])
     outside = np.array([True, False, True, True, True, False])
     threshold = recall_threshold(scores, outside, recall)
     assert threshold == expected

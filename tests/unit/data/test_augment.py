@@ -45,6 +45,7 @@ def test_every_kind_of_noise_is_met() -> None:
                            [c for c in n.lower() if c.isalpha()]
                            != [c for c in t.lower() if c.isalpha()] for t, n in noised.items()),
     }
+    assert any(n.isupper() and "," not in n for n in noised.values())  # two at once
     # Each of six kinds is one of 1, 1 or 2 draws: 4 / 18 of 300 is 67.
     assert all(30 < count < 130 for count in kinds.values()), kinds
 
