@@ -76,9 +76,10 @@ def fit_no_answer(margin_N: Floats, f1_span_N: Floats, f1_none_N: Floats) -> flo
     """
     order = np.argsort(margin_N)
     margins = margin_N[order]
-    # Rows [0, k) are answered, the others not.
+    # Rows [0, k) are answered, the others not; no threshold parts rows of equal margin.
     answered = np.concatenate([[0.0], np.cumsum(f1_span_N[order])])
     refused = np.concatenate([np.cumsum(f1_none_N[order][::-1])[::-1], [0.0]])
-    best = int(np.argmax(answered + refused))
     edges = np.concatenate([[margins[0] - 1.0], margins, [margins[-1] + 1.0]])
+    total = np.where(edges[:-1] < edges[1:], answered + refused, -np.inf)
+    best = int(np.argmax(total))
     return float((edges[best] + edges[best + 1]) / 2)

@@ -73,14 +73,13 @@ class PlainProgress(ProgressBar):
         if now - self._last < self.seconds:
             return
         self._last = now
+        line = f"step {trainer.global_step}/{pl_module.total_steps}"
+        line += f"  {(now - self._start) / 60:.1f} min"
         values = trainer.logged_metrics
-        loss = float(values.get("train_loss/total", float("nan")))
-        speed = float(values.get("speed/tokens_per_second", float("nan")))
-        print(
-            f"step {trainer.global_step}/{pl_module.total_steps}  loss {loss:.3f}  "
-            f"{speed:.0f} tokens/s  {(now - self._start) / 60:.1f} min",
-            flush=True,
-        )
+        if "train_loss/total" in values:
+            line += f"  loss {float(values['train_loss/total']):.3f}"
+            line += f"  {float(values['speed/tokens_per_second']):.0f} tokens/s"
+        print(line, flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Prints every task's main metric."""

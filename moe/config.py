@@ -6,141 +6,12 @@ Trainer's own arguments. Modules never see these classes; the `build_*` function
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from math import inf
 from typing import Any, Literal, get_type_hints
 
-from moe.types import ExpertType, InputError
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
-def _check_range(section: str, config: object, names: str, low: float, high: float = inf) -> None:
-    """Every number of `names` (separated by spaces) that is set lies in [low, high]."""
-    for name in names.split():
-        value = getattr(config, name)
-        rule = f"at least {low:g}" if high == inf else f"in [{low:g}, {high:g}]"
-        if value is not None:
-            _check(low <= value <= high, f"{section}.{name} must be {rule}, got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The shared DistilBERT.
-
-    Attributes:
-        name: `minilm-l6` (packaged, extra `[quickstart]`), a local folder, or a hub name.
-        freeze: `none`, `embeddings`, `all`, or a number n: embeddings and the first n layers.
-        dropout: Probability of dropout on embeddings and sub-layer outputs.
-        attention_dropout: Probability of dropout on attention weights. Above 0, PyTorch leaves
-            its fused attention on a CPU (1.5x slower at 192 tokens, `docs/results.md`).
-    """
-
-    name: str = "minilm-l6"
-    freeze: Literal["none", "embeddings", "all"] | int = "none"
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_range("model.encoder", self, "dropout attention_dropout", 0, 0.99)
-        if isinstance(self.freeze, int):
-            _check_range("model.encoder", self, "freeze", 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """The gate: scores from the pooled embedding, and how many experts they choose.
-
-    Attributes:
-        kind: `cosine` to one prototype per expert, or `linear` scores.
-        width: Width of the projection before the prototypes (`cosine` only).
-        temperature: Divides the scores; cosine scores lie in [-1, 1], so 0.1 gives logits up to 10.
-        noise: Standard deviation of Gaussian noise on the logits, in training only.
-        top_k: Experts per chosen task at inference.
-        train_top_k: Experts per task in training; None is min(2, experts of the task).
-        multi_task_threshold: A task is also chosen when its mass is above this; None never.
-        update_encoder: Whether the routing loss reaches the encoder.
-    """
-
-    kind: Literal["cosine", "linear"] = "cosine"
-    width: int = 128
-    temperature: float = 0.1
-    noise: float = 0.0
-    top_k: int = 1
-    train_top_k: int | None = None
-    multi_task_threshold: float | None = None
-    update_encoder: bool = True
-
-    def __post_init__(self) -> None:
-        _check(
-            self.temperature > 0, f"model.gate.temperature must be positive, got {self.temperature}"
-        )
-        _check_range("model.gate", self, "noise", 0)
-        _check_range("model.gate", self, "width top_k train_top_k", 1)
-        threshold = self.multi_task_threshold
-        _check(
-            threshold is None or 0 < threshold < 1,
-            f"model.gate.multi_task_threshold must be in (0, 1) or null, got {threshold}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
-    """The shape of every expert.
-
-    Attributes:
-        trunk: The expert's own residual block over the token states: `none`, `ffn`, or
-            `transformer` (attention and feed-forward, one DistilBERT layer).
-        pooling: What a classifier reads: the `first` token or the `mean`.
-        dropout: Probability of dropout in trunk and head.
-    """
-
-    trunk: Literal["none", "ffn", "transformer"] = "transformer"
-    pooling: Literal["first", "mean"] = "first"
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_range("model.expert", self, "dropout", 0, 0.99)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Coefficients of the joint loss (`moe/losses.py`); 0 switches a term off.
-
-    Attributes:
-        routing: Of `-log G_t`, the mass of the row's own task.
-        switch: Of the balance within each task, 1.0 = balanced.
-        prior: Of the divergence between the step's task share and the gate's.
-        bias_rate: Step of the loss-free balance, in logits per optimizer step; 0 is off.
-        z: Of the squared log-normaliser of the gate.
-    """
-
-    routing: float = 1.0
-    switch: float = 0.05
-    prior: float = 0.01
-    bias_rate: float = 0.0
-    z: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_range("model.loss", self, "routing switch prior bias_rate z", 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The model: encoder, gate, experts, losses.
-
-    Attributes:
-        pooling: What the gate reads: the masked `mean` of the token states, or the `first`.
-    """
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    pooling: Literal["mean", "first"] = "mean"
-    gate: GateConfig = field(default_factory=GateConfig)
-    expert: ExpertConfig = field(default_factory=ExpertConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+from moe.model_config import ModelConfig, check, check_range
+from moe.types import ExpertType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +47,10 @@ class TaskConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("tasks.*", self, "experts", 1)
-        _check_range("tasks.*", self, "weight", 0)
-        _check_range("tasks.*", self, "out_of_scope_recall", 0, 1)
-        _check(
+        check_range("tasks.*", self, "experts", 1)
+        check_range("tasks.*", self, "weight", 0)
+        check_range("tasks.*", self, "out_of_scope_recall", 0, 1)
+        check(
             self.type == "classifier" or self.labels is None,
             f"tasks.*.labels is for classifiers, got {self.labels} for a {self.type} task",
         )
@@ -202,13 +73,13 @@ class MixingConfig:
     shares: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_range("data.mixing", self, "temperature", 1)
-        _check(
+        check_range("data.mixing", self, "temperature", 1)
+        check(
             (self.kind == "fixed") == (self.shares is not None),
             f"data.mixing.shares goes with kind fixed, got kind {self.kind} and {self.shares}: "
             "set the kind, or --data.mixing.shares null",
         )
-        _check(
+        check(
             all(share > 0 for share in (self.shares or {}).values()),
             f"data.mixing.shares must be positive, got {self.shares}",
         )
@@ -248,16 +119,16 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("data", self, "batch_size", 1)
-        _check_range("data", self, "workers stride", 0)
-        _check_range("data", self, "max_length", 16)
-        _check_range("data", self, "attach_context noise", 0, 1)
-        _check_range("data", self, "max_padding", 0, 0.99)
-        _check(
+        check_range("data", self, "batch_size", 1)
+        check_range("data", self, "workers stride", 0)
+        check_range("data", self, "max_length", 16)
+        check_range("data", self, "attach_context noise", 0, 1)
+        check_range("data", self, "max_padding", 0, 0.99)
+        check(
             self.stride < self.max_length,
             f"data.stride must be below max_length {self.max_length}, got {self.stride}",
         )
-        _check(
+        check(
             self.max_tokens >= self.max_length,
             f"data.max_tokens must hold one window of {self.max_length}, got {self.max_tokens}",
         )
@@ -287,8 +158,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         names = "encoder_lr expert_lr gate_lr weight_decay gradient_clip"
-        _check_range("optimizer", self, names, 0)
-        _check_range("optimizer", self, "warmup", 0, 1)
+        check_range("optimizer", self, names, 0)
+        check_range("optimizer", self, "warmup", 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,19 +182,19 @@ class ExperimentConfig:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        _check(len(self.tasks) > 0, "tasks must name at least one task, got {}")
+        check(len(self.tasks) > 0, "tasks must name at least one task, got {}")
         for name in self.tasks:
-            _check(
-                name.isidentifier(),
+            check(
+                re.fullmatch(r"\w+", name) is not None,
                 f"tasks: the name {name!r} must be letters, digits and underscores",
             )
         for name in self.data.tasks or ():
-            _check(
+            check(
                 name in self.tasks,
                 f"data.tasks: no task {name!r}; the config has {sorted(self.tasks)}",
             )
-        _check(self.data.tasks != [], "data.tasks must name a task or be null, got []")
-        _check_range("config", self, "checkpoint_every patience", 1)
+        check(self.data.tasks != [], "data.tasks must name a task or be null, got []")
+        check_range("config", self, "checkpoint_every patience", 1)
 
     @property
     def selected_tasks(self) -> dict[str, TaskConfig]:
@@ -339,7 +210,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         types = get_type_hints(cls)
         known = {f.name for f in fields(cls)}
         for name in values:
-            _check(name in known, f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}")
+            check(name in known, f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}")
         return cls(
             **{
                 name: build(types[name], value) if is_dataclass(types[name]) else value

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, DistilBertConfig, DistilBertModel
@@ -118,17 +119,27 @@ def _load_pretrained(name: str) -> DistilBertModel:
                 f"model.encoder.name {name!r} is a {config.model_type} model; "
                 f"expected a distilbert model or {MINILM!r}"
             )
-        return DistilBertModel.from_pretrained(name)
-    except OSError as error:
+        model, report = DistilBertModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(
             f"model.encoder.name {name!r} is neither a local folder of a DistilBERT nor to be had "
             f"from the hub ({str(error).splitlines()[0]}): check the name and the network, or give "
             f"a folder, or {MINILM!r}"
         ) from error
+    if report["missing_keys"]:
+        raise InputError(
+            f"model.encoder.name {name!r} lacks {len(report['missing_keys'])} tensors, such as "
+            f"{min(report['missing_keys'])}: the file is not complete"
+        )
+    return model
 
 
 def load_encoder(name: str) -> DistilBertModel:
-    """Pretrained weights by `model.encoder.name`, in float32.
+    """Pretrained weights by `model.encoder.name`, in float32 and training mode.
 
     Raises:
         InputError: The name leads nowhere, or to another architecture, or to other bytes.
@@ -136,7 +147,9 @@ def load_encoder(name: str) -> DistilBertModel:
     # DistilBERT has neither the vocabulary head nor the pooler of such files; transformers prints
     # a table about that which reads like a fault.
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    return _load_minilm() if name == MINILM else _load_pretrained(name)
+    encoder = _load_minilm() if name == MINILM else _load_pretrained(name)
+    # from_pretrained returns evaluation mode, which Lightning keeps: dropout would be off.
+    return encoder.train()
 
 
 def build_encoder(config: dict[str, Any]) -> DistilBertModel:

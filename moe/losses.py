@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from moe.types import Routing
 
@@ -101,7 +102,7 @@ def gate_sums(
         chosen_E=(chosen_BE & own_BE).sum(0).float(),
         shares_E=shares_BE.sum(0),
         mass_T=routing.task_mass_BT.sum(0),
-        rows_T=torch.bincount(task_ids, minlength=len(task_experts_TE)).float(),
+        rows_T=one_hot(task_ids, len(task_experts_TE)).sum(0).float(),
     )
 
 

@@ -60,7 +60,9 @@ def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> flo
     if len(confidence) == 0:
         return 0.0
     target = torch.from_numpy(correct).long()
-    return float(binary_calibration_error(torch.from_numpy(confidence), target, n_bins=bins))
+    # A mean of softmaxes can round above 1, which torchmetrics would take for logits.
+    preds = torch.from_numpy(confidence.clip(0, 1))
+    return float(binary_calibration_error(preds, target, n_bins=bins))
 
 
 def out_of_scope_curve(scores: Floats, out_of_scope: Bools) -> tuple[float, float]:
@@ -79,7 +81,7 @@ def recall_threshold(scores: Floats, out_of_scope: Bools, recall: float) -> floa
     Halfway to the next in-scope or out-of-scope score below, so that it does not sit on a row.
     """
     positives = np.sort(scores[out_of_scope])[::-1]
-    needed = max(int(np.ceil(recall * len(positives))), 1)
+    needed = max(int(np.ceil(recall * len(positives) - 1e-9)), 1)
     last = positives[needed - 1]
     below = scores[scores < last]
     return float((last + below.max()) / 2) if len(below) else float(last - 1.0)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertModel
 
-from moe.config import ModelConfig
 from moe.dispatch import dispatch
 from moe.encoder import encode, pool
 from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route
 from moe.losses import mixture_loss
+from moe.model_config import ModelConfig
 from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec, task_experts_matrix
 
 

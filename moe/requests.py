@@ -77,6 +77,8 @@ def parse_request(value: Any, tasks: Sequence[TaskSpec]) -> Request:
         raise InputError(f"request: text is empty, got {value['text']!r:.60}")
     context = _optional_text(value.get("context"), "context")
     context = replace_surrogates(context) if context and context.strip() else None
+    if context is None and all(task.needs_context for task in tasks):
+        raise InputError("request: context is missing; every task of this model needs one")
     return Request(
         text=text,
         context=context,

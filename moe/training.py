@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moe.allocator import keep_freed_memory
 from moe.callbacks import LastCheckpoint, PlainProgress
@@ -101,26 +103,44 @@ def steps_per_epoch(tables: Tables, batch_size: int) -> int:
     return math.ceil(sum(len(table) for table in tables.train) / batch_size)
 
 
-def _callbacks(config: ExperimentConfig, folder: Path) -> list[Callback]:
+def _callbacks(config: ExperimentConfig, folder: Path, trainer: dict[str, Any]) -> list[Callback]:
     checkpoints = folder / "checkpoints"
-    callbacks: list[Callback] = [
-        Pictures(),
-        ModelCheckpoint(
+    callbacks: list[Callback] = [Pictures()]
+    if trainer.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar() if sys.stderr.isatty() else PlainProgress())
+    if trainer.get("enable_checkpointing") is not False:
+        best = ModelCheckpoint(
             dirpath=checkpoints,
             filename="best",
             monitor="val/joint_score",
             mode="max",
             save_weights_only=True,
             enable_version_counter=False,
-        ),
-        LastCheckpoint(checkpoints / "last.ckpt", every=config.checkpoint_every),
-        TQDMProgressBar() if sys.stderr.isatty() else PlainProgress(),
-    ]
+        )
+        callbacks += [
+            best,
+            LastCheckpoint(checkpoints / "last.ckpt", every=config.checkpoint_every),
+        ]
     if config.patience is not None:
         callbacks.append(
             EarlyStopping(monitor="val/joint_score", mode="max", patience=config.patience)
         )
     return callbacks
+
+
+def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) -> L.Trainer:
+    logger = TensorBoardLogger(
+        folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
+    )
+    try:
+        return L.Trainer(
+            **arguments,
+            logger=logger,
+            callbacks=_callbacks(config, folder, arguments),
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _build(
@@ -143,8 +163,7 @@ def _build(
             f"data.max_length {config.data.max_length} is more than the encoder's "
             f"{encoder.config.max_position_embeddings} positions"
         )
-    # from_pretrained returns evaluation mode, which Lightning keeps: dropout would be off.
-    model = build_model(config.model, tables.specs, encoder).train()
+    model = build_model(config.model, tables.specs, encoder)
     return LitMixture(
         model=model,
         config=config,
@@ -194,21 +213,15 @@ def train(
     if resume and read_lightning(last)["global_step"] >= total_steps:
         print(f"{folder} is finished: nothing to do")
         return _result(folder, lit, tables)
-    logger = TensorBoardLogger(
-        folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
-    )
-    engine = L.Trainer(
-        **trainer,
-        logger=logger,
-        callbacks=_callbacks(config, folder),
-        use_distributed_sampler=False,
-    )
+    engine = _trainer(config, folder, trainer)
     if engine.world_size > 1:
         raise InputError(
             f"{engine.world_size} devices: training shards no data yet, so each would do the same "
             "work; use --trainer.devices 1 --trainer.num_nodes 1"
         )
+    start = time.monotonic()
     engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
+    print(f"training took {(time.monotonic() - start) / 60:.1f} minutes")
     return _result(folder, lit, tables)
 
 

@@ -17,9 +17,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import DistilBertConfig, DistilBertModel
 
-from moe.config import ExpertConfig, GateConfig, ModelConfig
 from moe.data.collate import TextTokenizer
 from moe.model import Mixture, build_model
+from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec
 
 WORDS = ("the", "an", "abbot", "led", "monks", "who", "good", "bad", "film", "was", "very")

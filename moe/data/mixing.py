@@ -138,8 +138,13 @@ class StepPlanner:
         if batch_size < len(items):
             raise InputError(f"data.batch_size {batch_size} is smaller than the {len(items)} tasks")
         self.items = items
-        self.attach = [attach_context if can and donors is not None else 0.0 for can in can_attach]
+        self.attach = [
+            attach_context if can and donors is not None and donors.max() >= MIN_PASSAGE else 0.0
+            for can in can_attach
+        ]
         self.donors = donors
+        if donors is not None:
+            self.long_enough = np.flatnonzero(donors >= MIN_PASSAGE)
         self.max_tokens, self.max_padding, self.max_length = max_tokens, max_padding, max_length
         self.noise = noise
         self.seed = seed
@@ -204,7 +209,7 @@ class StepPlanner:
         donor, donor_first, donor_length = -1, 0, 0
         room = min(self.max_length - 3 - text, MAX_PASSAGE)
         if attach and self.donors is not None and context == 0 and room >= MIN_PASSAGE:
-            donor = int(chance.integers(len(self.donors)))
+            donor = int(chance.choice(self.long_enough))
             available = int(self.donors[donor])
             donor_length = context = min(available, int(chance.integers(MIN_PASSAGE, room + 1)))
             donor_first = int(chance.integers(available - donor_length + 1))

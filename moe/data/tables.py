@@ -119,6 +119,9 @@ class TaskTable:
         """The rows in that order, token ids as numpy arrays."""
         columns = self.rows.with_format("arrow")[list(rows)].to_pandas()
         records: list[dict[str, Any]] = columns.to_dict("records")
+        for record in records:
+            if not isinstance(record["context"], str):  # pandas gives NaN for a missing string
+                record["context"] = None
         return records
 
     def windows(self, row: dict[str, Any], *, max_length: int, stride: int) -> list[Window]:

@@ -11,17 +11,13 @@ import pytest
 
 from moe.config import (
     DataConfig,
-    EncoderConfig,
     ExperimentConfig,
-    ExpertConfig,
-    GateConfig,
-    LossConfig,
     MixingConfig,
-    ModelConfig,
     OptimizerConfig,
     TaskConfig,
     config_from_dict,
 )
+from moe.model_config import EncoderConfig, ExpertConfig, GateConfig, LossConfig, ModelConfig
 from moe.types import InputError
 
 TASK = TaskConfig(type="classifier", train="a.csv")

@@ -107,7 +107,7 @@ def test_other_weights_are_told_by_their_digest(
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     monkeypatch.setattr(encoder, "minilm_folder", lambda: tmp_path)
     # The SHA-256 of b"abc" (FIPS 180-4, example 1).
-    assert doctor.check_weights().startswith("SHA-256 ba7816bf8f01cfea")
+    assert "SHA-256 ba7816bf8f01cfea" in doctor.check_weights()
 
 
 def test_the_hub_is_asked_with_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,15 +132,12 @@ def test_constant_span() -> None:
 # --- known mistakes ---------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="float32 weights of two experts can sum to 1 + 1e-7; above "
-                   "1 torchmetrics takes all confidences for logits")
 def test_confidence_a_rounding_above_one() -> None:
     # |(1 + 0.6) / 2 - 1| in one bin; through a sigmoid it would be 0.31.
     confidence = np.array([1 + 1e-7, 0.6])
     assert calibration_error(confidence, np.ones(2, dtype=bool), bins=1) == pytest.approx(0.2)
 
 
-@pytest.mark.xfail(strict=True, reason="0.55 * 100 is 55.000000000000007, rounded up to 56 rows")
 def test_recall_threshold_counts_exactly() -> None:
     scores = np.arange(100.0)
     threshold = recall_threshold(scores, np.ones(100, dtype=bool), 0.55)

@@ -63,7 +63,8 @@ def qa_answers():
 
 
 def intent_answers():
-    # Rows: right; right but sent to qa; out of scope and rejected (score 3 > 0); wrong.
+    # Rows: right; right but sent to qa; out of scope and rejected; wrong. The out-of-scope
+    # score -logsumexp(z) is -log(e^2 + 1) = -2.1, but -log 2 = -0.7 > -1 for the third.
     logits = np.array([[2.0, 0, -9], [0, 2.0, -9], [0, 0, 3.0], [0, 2.0, -9]])
     return Answers(
         row_N=np.arange(4),
@@ -79,7 +80,7 @@ def intent_answers():
     )
 
 
-CALIBRATION = Calibration(out_of_scope={"intent": 0.0})
+CALIBRATION = Calibration(out_of_scope={"intent": -1.0})
 
 
 def module():

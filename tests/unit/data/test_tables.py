@@ -253,7 +253,5 @@ def test_training_items_are_the_windows(build, max_length: int) -> None:
 # --- known mistakes ---------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="pandas gives NaN for a missing string, which is not None: "
-                   "`windows` takes it for a context, and only its zero tokens save it")
 def test_a_missing_context_is_none(build) -> None:
     assert build([Example(text="t", label="go")]).read([0])[0]["context"] is None
