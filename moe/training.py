@@ -133,7 +133,7 @@ def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) 
         folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
     )
     try:
-        return L.Trainer(
+        engine = L.Trainer(
             **arguments,
             logger=logger,
             callbacks=_callbacks(config, folder, arguments),
@@ -141,6 +141,24 @@ def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) 
         )
     except (MisconfigurationException, ValueError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if engine.world_size > 1:
+        raise InputError(
+            f"{engine.world_size} devices: training shards no data yet, so each would do the same "
+            "work; use --trainer.devices 1 --trainer.num_nodes 1"
+        )
+    return engine
+
+
+def _is_finished(last: Path, lit: LitMixture) -> bool:
+    """Whether a run's `last.ckpt` has all steps; an error if it belongs to other tasks."""
+    saved = read_lightning(last)
+    # The optimizer's state is kept by number: other tasks would get each other's moments.
+    if saved["mixture"]["tasks"] != lit.identity["tasks"]:
+        raise InputError(
+            f"--resume: the tasks of config.yaml and its data are not those that {last} was "
+            "trained on: restore them, or start a new run"
+        )
+    return int(saved["global_step"]) >= lit.total_steps
 
 
 def _build(
@@ -210,15 +228,10 @@ def train(
     )
     _announce(counts, planner, lit.model, trainer["precision"])
     last = folder / "checkpoints" / "last.ckpt"
-    if resume and read_lightning(last)["global_step"] >= total_steps:
+    if resume and _is_finished(last, lit):
         print(f"{folder} is finished: nothing to do")
         return _result(folder, lit, tables)
     engine = _trainer(config, folder, trainer)
-    if engine.world_size > 1:
-        raise InputError(
-            f"{engine.world_size} devices: training shards no data yet, so each would do the same "
-            "work; use --trainer.devices 1 --trainer.num_nodes 1"
-        )
     start = time.monotonic()
     engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
     print(f"training took {(time.monotonic() - start) / 60:.1f} minutes")

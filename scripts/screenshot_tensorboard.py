@@ -48,9 +48,6 @@ PAGES = {
     "tensorboard-scalars.png": ("timeseries", MAIN_SCALARS),
     "tensorboard-images.png": ("images&tagFilter=pictures", ""),
     "tensorboard-samples.png": ("text", ""),
-    "tensorboard-histograms.png": ("histograms", ""),
-    "tensorboard-hparams.png": ("hparams", ""),
-    "tensorboard-pr-curves.png": ("pr_curves", ""),
 }
 
 

@@ -119,18 +119,27 @@ class RequestDataset(Dataset[RequestBatch]):
 
 
 class PositionSampler(Sampler[int]):
-    """Positions of the optimizer steps of one epoch, from `start` on."""
+    """Positions of the optimizer steps of one epoch.
+
+    Args:
+        steps_per_epoch: Positions of a whole epoch.
+        total_steps: Where training ends.
+    """
 
     def __init__(self, steps_per_epoch: int, total_steps: int) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self.start = 0
+        self.epoch = 0
+        self.done = 0  # steps before this were made by an earlier, interrupted process
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch, counted from 0."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        stop = min(
-            (self.start // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps
-        )
-        yield from range(self.start, stop)
+        first = self.epoch * self.steps_per_epoch
+        stop = min(first + self.steps_per_epoch, self.total_steps)
+        yield from range(max(first, self.done), stop)
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -166,7 +175,7 @@ class MixtureData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Step]:
         """Steps from where training stands; one item is one optimizer step."""
         if self.trainer is not None:
-            self.sampler.start = self.trainer.global_step
+            self.sampler.done = self.trainer.global_step
         dataset = StepDataset(self.tables.train, self.planner, self.tokenizer)
         return self._loader(dataset, sampler=self.sampler)
 

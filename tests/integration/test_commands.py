@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from moe import MixtureOfExperts
+from moe.lit import LitMixture
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Any]
@@ -141,27 +142,24 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(trained: Path, project: Path, run: Run) -> None:
-    """Stopped after 3 of 8 steps by max_time's sibling: the schedule is that of 8 steps."""
-    run(
-        "train.py",
-        "--config",
-        project / "tiny.yaml",
-        "--trainer.limit_train_batches",
-        3,
-        "--trainer.max_epochs",
-        1,
-        "--trainer.val_check_interval",
-        3,
-        "--trainer.default_root_dir",
-        project / "cut",
-    )
+def test_a_resumed_run_ends_with_the_same_weights(
+    trained: Path, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crashed in step 8 of 8, after a validation and the checkpoint of step 6."""
+    step = LitMixture.training_step
+
+    def crash(self: LitMixture, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == 7:
+            raise RuntimeError("power cut")
+        step(self, batch, batch_idx)
+
+    arguments = ("--config", project / "tiny.yaml", "--trainer.default_root_dir", project / "cut")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(LitMixture, "training_step", crash)
+        run("train.py", *arguments)
     folder = project / "cut" / "tiny" / "version_0"
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["trainer"] |= {"limit_train_batches": None, "max_epochs": -1, "val_check_interval": 4}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    done = run("train.py", "--resume", folder)
-    assert "finished" not in done.stdout
+    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 6
+    assert "validation at step 8" in run("train.py", "--resume", folder).stdout
     first = state(trained / "checkpoints" / "last.ckpt")
     resumed = state(folder / "checkpoints" / "last.ckpt")
     assert all(torch.equal(first[name], resumed[name]) for name in first)
