@@ -195,6 +195,9 @@ class MixtureData(L.LightningDataModule):
             batch_size=None,
             num_workers=self.config.workers,
             pin_memory=torch.cuda.is_available(),
+            # Each iteration draws a seed: from the global stream, dropout would depend on how
+            # often a run was interrupted.
+            generator=torch.Generator(),
         )
 
 

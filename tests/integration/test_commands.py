@@ -45,7 +45,7 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert "optimizer_states" not in best and last["optimizer_states"]
-    assert last["global_step"] == 8
+    assert last["global_step"] == saved
     encoder = [name for name in best["state_dict"] if "word_embeddings" in name]
     assert encoder == ["model.encoder.embeddings.word_embeddings.weight"]
 
@@ -142,23 +142,26 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.parametrize(("crash_at", "saved"), [(4, 3), (7, 6)], ids=["mid-epoch", "epoch end"])
 def test_a_resumed_run_ends_with_the_same_weights(
-    trained: Path, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    trained: Path, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch,
+    crash_at: int, saved: int,
 ) -> None:
-    """Crashed in step 8 of 8, after a validation and the checkpoint of step 6."""
+    """Crashed after some of 8 steps; an epoch has 6, and every third step is saved."""
     step = LitMixture.training_step
 
     def crash(self: LitMixture, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step == 7:
+        if self.trainer.global_step == crash_at:
             raise RuntimeError("power cut")
         step(self, batch, batch_idx)
 
-    arguments = ("--config", project / "tiny.yaml", "--trainer.default_root_dir", project / "cut")
+    root = project / f"cut-{saved}"
+    arguments = ("--config", project / "tiny.yaml", "--trainer.default_root_dir", root)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(LitMixture, "training_step", crash)
         run("train.py", *arguments)
-    folder = project / "cut" / "tiny" / "version_0"
-    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 6
+    folder = root / "tiny" / "version_0"
+    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == saved
     assert "validation at step 8" in run("train.py", "--resume", folder).stdout
     first = state(trained / "checkpoints" / "last.ckpt")
     resumed = state(folder / "checkpoints" / "last.ckpt")
