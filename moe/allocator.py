@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     By default each allocation above 32 MiB is mapped anew and its pages are cleared on first
     touch. A training step on a CPU frees and allocates gigabytes, so that it spent most of its
-    time there: keeping the memory made steps about 5 times faster (`docs/results.md`). The price
+    time there (`docs/results.md`, "Speed of training on a CPU"). The price
     is that the process holds on to its peak.
     """
     if sys.platform != "linux":

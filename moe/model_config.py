@@ -32,7 +32,7 @@ class EncoderConfig:
         freeze: `none`, `embeddings`, `all`, or a number n: embeddings and the first n layers.
         dropout: Probability of dropout on embeddings and sub-layer outputs.
         attention_dropout: Probability of dropout on attention weights. Above 0, PyTorch leaves
-            its fused attention on a CPU (1.5x slower at 192 tokens, `docs/results.md`).
+            its fused attention on a CPU (`docs/results.md`).
     """
 
     name: str = "minilm-l6"

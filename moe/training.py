@@ -53,7 +53,7 @@ class TrainingResult:
 def pick_precision(trainer: dict[str, Any]) -> str:
     """bf16 where the hardware computes in it, else 32 bits; an explicit choice stays.
 
-    On a CPU that is AVX512_BF16 or AMX: elsewhere PyTorch emulates bfloat16, 3x slower than
+    On a CPU that is AVX512_BF16 or AMX: elsewhere PyTorch emulates bfloat16, slower than
     float32 (`docs/results.md`).
     """
     chosen = trainer.get("precision")
