@@ -12,9 +12,8 @@ def keep_freed_memory() -> bool:
     """Stops glibc from returning every large tensor to the system; True where that worked.
 
     By default each allocation above 32 MiB is mapped anew and its pages are cleared on first
-    touch. A training step on a CPU frees and allocates gigabytes, so that it spent most of its
-    time there (`docs/results.md`, "Speed of training on a CPU"). The price
-    is that the process holds on to its peak.
+    touch, and a training step on a CPU makes many. What it saves depends on sizes and on what else
+    the machine does (`docs/results.md`). The price is that the process holds on to its peak.
     """
     if sys.platform != "linux":
         return False

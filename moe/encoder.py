@@ -119,7 +119,7 @@ def _load_pretrained(name: str) -> DistilBertModel:
                 f"model.encoder.name {name!r} is a {config.model_type} model; "
                 f"expected a distilbert model or {MINILM!r}"
             )
-        model, report = DistilBertModel.from_pretrained(
+        loaded: Any = DistilBertModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
     except InputError:
@@ -130,6 +130,8 @@ def _load_pretrained(name: str) -> DistilBertModel:
             f"from the hub ({str(error).splitlines()[0]}): check the name and the network, or give "
             f"a folder, or {MINILM!r}"
         ) from error
+    model: DistilBertModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
     if report["missing_keys"]:
         raise InputError(
             f"model.encoder.name {name!r} lacks {len(report['missing_keys'])} tensors, such as "
