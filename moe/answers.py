@@ -33,7 +33,7 @@ def label_answers(
     the sigmoid of how far its out-of-scope score is above the threshold, in nats; `runner_up` is
     the next best label.
     """
-    temperatures = np.array([calibration.temperature.get(name, 1.0) for name in expert_names])
+    temperatures = calibration.temperatures(expert_names)
     count = len(task.labels)
     mixed = mix_classes(votes, temperatures[votes.expert_P], num_requests, count)
     scores = np.zeros(num_requests)

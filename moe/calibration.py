@@ -5,6 +5,7 @@ Dimensions: N rows, C in-scope classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,10 @@ class Calibration:
     temperature: dict[str, float] = field(default_factory=dict)
     out_of_scope: dict[str, float] = field(default_factory=dict)
     no_answer: dict[str, float] = field(default_factory=dict)
+
+    def temperatures(self, expert_names: Sequence[str]) -> Floats:
+        """Temperature (E,) of each expert; 1 where none was fitted."""
+        return np.array([self.temperature.get(name, 1.0) for name in expert_names])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for the checkpoint."""

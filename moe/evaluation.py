@@ -61,7 +61,7 @@ def classify(
     """Labels, confidences and rejections of classifier answers."""
     votes, count = answers.votes, len(answers.row_N)
     assert votes is not None
-    temperatures = np.array([calibration.temperature.get(name, 1.0) for name in expert_names])
+    temperatures = calibration.temperatures(expert_names)
     probabilities = mix_classes(votes, temperatures[votes.expert_P], count, len(spec.labels))
     score_N = np.zeros(count)
     if spec.out_of_scope is not None:
