@@ -5,12 +5,13 @@ Dimensions: N rows, C in-scope classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from moe.abstain import Reference, Vectors
 from moe.decode import Floats, log_softmax
 from moe.metrics import Bools, recall_threshold
 
@@ -24,23 +25,59 @@ class Calibration:
         out_of_scope: By task: rows whose score is above it are rejected; absent rejects none.
         no_answer: By task: a question has no answer if p(none) - p(best span) is above it; absent
             always answers.
+        second_task: A further task is chosen too if the gate's mass on it is above this; None
+            chooses one task.
+        reference: What tells requests that fit no task; None never abstains.
     """
 
     temperature: dict[str, float] = field(default_factory=dict)
     out_of_scope: dict[str, float] = field(default_factory=dict)
     no_answer: dict[str, float] = field(default_factory=dict)
+    second_task: float | None = None
+    reference: Reference | None = None
 
     def temperatures(self, expert_names: Sequence[str]) -> Floats:
         """Temperature (E,) of each expert; 1 where none was fitted."""
         return np.array([self.temperature.get(name, 1.0) for name in expert_names])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for the checkpoint."""
+        """The plain numbers, for the checkpoint; the arrays of `reference` are kept apart."""
         return {
             "temperature": dict(self.temperature),
             "out_of_scope": dict(self.out_of_scope),
             "no_answer": dict(self.no_answer),
+            "second_task": self.second_task,
+            "abstain": None if self.reference is None else self.reference.threshold,
         }
+
+    def arrays(self) -> dict[str, Vectors]:
+        """The arrays of `reference` by name, empty without it."""
+        if self.reference is None:
+            return {}
+        named = {f"exemplars.{k}": v for k, v in self.reference.exemplars.items()}
+        return {
+            "centre": self.reference.centre_D,
+            "strangers": self.reference.strangers_XD,
+            **named,
+        }
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any], arrays: Mapping[str, Vectors]) -> Calibration:
+        """What `to_dict` and `arrays` described."""
+        numbers = {**values}
+        threshold, reference = numbers.pop("abstain", None), None
+        if threshold is not None:
+            reference = Reference(
+                centre_D=arrays["centre"],
+                exemplars={
+                    name.removeprefix("exemplars."): kept_XD
+                    for name, kept_XD in arrays.items()
+                    if name.startswith("exemplars.")
+                },
+                strangers_XD=arrays["strangers"],
+                threshold=threshold,
+            )
+        return cls(**numbers, reference=reference)
 
 
 def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
@@ -88,3 +125,22 @@ def fit_no_answer(margin_N: Floats, f1_span_N: Floats, f1_none_N: Floats) -> flo
     total = np.where(edges[:-1] < edges[1:], answered + refused, -np.inf)
     best = int(np.argmax(total))
     return float((edges[best] + edges[best + 1]) / 2)
+
+
+def fit_second_task(single_N: Floats, pair_M: Floats, spurious: float = 0.005) -> float | None:
+    """Threshold on the gate's mass above which a further task answers too; None without pairs.
+
+    At most a share `spurious` of the rows of one task get a second answer; the rest of the room up
+    to the next row that needs two is halved.
+
+    Args:
+        single_N: Largest mass on a task that could answer and is not the first choice, for rows
+            of one task.
+        pair_M: The smaller mass on the two wanted tasks, for rows of two.
+        spurious: In [0, 1].
+    """
+    if len(pair_M) == 0 or len(single_N) == 0:
+        return None
+    low = float(np.quantile(single_N, 1 - spurious, method="higher"))
+    above = pair_M[pair_M > low]
+    return (low + float(above.min())) / 2 if len(above) else low

@@ -29,6 +29,7 @@ from moe.types import InputError, TaskSpec
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "mixture-of-experts"
+_REFERENCE = "reference."  # of the names in model.safetensors that are no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,11 @@ def identity(
     }
 
 
+def reference_tensors(calibration: Calibration) -> dict[str, Tensor]:
+    """The kept examples of the gate's abstaining, in half precision, in which they were fitted."""
+    return {name: torch.from_numpy(v).half() for name, v in calibration.arrays().items()}
+
+
 def _check_version(saved: dict[str, Any], path: Path) -> None:
     version = saved.get("format_version")
     if version != FORMAT_VERSION:
@@ -87,7 +93,12 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         model = build_model(config.model, tasks, build_encoder(saved["encoder"]))
         model.load_state_dict(state, strict=True)
         tokenizer = TextTokenizer.from_json(saved["tokenizer"])
-        calibration = Calibration(**saved["calibration"])
+        calibration = Calibration.from_saved(
+            saved["calibration"],
+            {name: kept.float().numpy() for name, kept in saved.get("reference", {}).items()},
+        )
+        if model.multi_task_threshold is None:
+            model.multi_task_threshold = calibration.second_task
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()
         raise InputError(
@@ -139,6 +150,11 @@ def _load_folder(folder: Path) -> Bundle:
         state = load_file(folder / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from error
+    saved["reference"] = {
+        name.removeprefix(_REFERENCE): state.pop(name)
+        for name in [*state]
+        if name.startswith(_REFERENCE)
+    }
     saved["tokenizer"] = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return _assemble(saved, state, folder)
 
@@ -188,6 +204,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> None:
         "metrics": bundle.metrics,
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state |= {_REFERENCE + k: v for k, v in reference_tensors(bundle.calibration).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")

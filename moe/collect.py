@@ -9,16 +9,18 @@ Dimensions: N requests, T tasks, E experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from moe.data.collate import RequestBatch
+from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.decode import ClassifierVotes, span_text
-from moe.gate import route
+from moe.gate import mean_per_request, route
 from moe.model import Mixture
 from moe.readout import classifier_votes, span_choices
 from moe.types import MixtureOutput
@@ -26,19 +28,23 @@ from moe.types import MixtureOutput
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the model said of rows of one task.
+    """What the model said of rows of one task, or of routing rows.
 
     Attributes:
         row_N: Index of each row in its table.
+        pooled_ND: What the gate read, float32; the mean over the windows of a row.
+        allowed_NT: The tasks that could answer.
         mass_NT: The gate's mass on each task.
         probabilities_NE: The gate's probabilities.
-        routed_N: Whether the learned gate would have chosen the row's own task.
-        chosen_NE: The experts that the learned gate would have chosen.
+        routed_N: Whether the learned gate's first choice is the row's own task, or one of them.
+        chosen_NE: The experts that the learned gate would have chosen in its first task.
         votes: Of a classifier task, rows numbered as in `row_N`.
         spans: Of a span task: answer text, its probability, probability of no answer.
     """
 
     row_N: NDArray[np.int64]
+    pooled_ND: NDArray[np.float32]
+    allowed_NT: NDArray[np.bool_]
     mass_NT: NDArray[np.float64]
     probabilities_NE: NDArray[np.float64]
     routed_N: NDArray[np.bool_]
@@ -51,6 +57,13 @@ class Answers:
         """How often the learned gate chose each expert."""
         load: NDArray[np.int64] = self.chosen_NE.sum(0)
         return load
+
+    @property
+    def second_N(self) -> NDArray[np.float64]:
+        """Largest mass on a task that could answer and is not the first choice, 0 without one."""
+        mass_NT = np.sort(np.where(self.allowed_NT, self.mass_NT, 0.0), axis=1)
+        second: NDArray[np.float64] = mass_NT[:, -2] if mass_NT.shape[1] > 1 else 0 * mass_NT[:, 0]
+        return second
 
 
 def _spans(
@@ -66,9 +79,17 @@ def _spans(
     )
 
 
+def _wanted(table: TaskTable | RoutingTable, requests: RequestBatch, num_tasks: int) -> Tensor:
+    """(N, T) bool: the tasks that each row belongs to."""
+    wanted_NT = torch.zeros(len(requests.rows), num_tasks, dtype=torch.bool)
+    for number, record in enumerate(table.read(requests.rows)):
+        wanted_NT[number, list(record.get("targets", (table.task,)))] = True
+    return wanted_NT
+
+
 @torch.no_grad()
-def collect(model: Mixture, table: TaskTable, requests: RequestBatch) -> Answers:
-    """Runs the model on rows of one task with that task forced.
+def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBatch) -> Answers:
+    """Runs the model on rows of one task with that task forced; on routing rows the gate alone.
 
     Args:
         model: In evaluation mode.
@@ -78,25 +99,42 @@ def collect(model: Mixture, table: TaskTable, requests: RequestBatch) -> Answers
     batch = requests.batch
     output = model(batch, tasks_BT=model.own_tasks(batch))
     first = requests.first_windows()
+    pooled_BD = mean_per_request(output.pooled_BD.float(), batch.request_ids)
+    allowed_NT = model.answerable(batch)[first]
     learned = route(
         output.routing.logits_BE[first],
         model.task_sizes,
-        allowed_BT=model.answerable(batch)[first],
+        allowed_BT=allowed_NT,
         top_k=model.top_k,
-        multi_task_threshold=model.multi_task_threshold,
         selection_bias_E=model.gate.selection_bias,
     )
-    columns = range(sum(model.task_sizes[: table.task]), sum(model.task_sizes[: table.task + 1]))
-    is_span = table.spec.type == "span"
-    return Answers(
+    chosen_NT = learned.tasks_BT.cpu()
+    answers = Answers(
         row_N=np.array(requests.rows),
+        pooled_ND=pooled_BD[first].cpu().numpy(),
+        allowed_NT=allowed_NT.cpu().numpy(),
         mass_NT=learned.task_mass_BT.double().cpu().numpy(),
         probabilities_NE=learned.probabilities_BE.double().cpu().numpy(),
-        routed_N=learned.tasks_BT[:, table.task].cpu().numpy(),
+        routed_N=(chosen_NT & _wanted(table, requests, len(model.tasks))).any(1).numpy(),
         chosen_NE=learned.chosen_BE.cpu().numpy(),
-        votes=None if is_span else classifier_votes(output, requests, columns),
-        spans=_spans(table, output, requests, columns) if is_span else (),
     )
+    if isinstance(table, RoutingTable):
+        return answers
+    columns = range(sum(model.task_sizes[: table.task]), sum(model.task_sizes[: table.task + 1]))
+    if table.spec.type == "span":
+        return replace(answers, spans=_spans(table, output, requests, columns))
+    return replace(answers, votes=classifier_votes(output, requests, columns))
+
+
+@torch.no_grad()
+def embed(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
+    """What the gate reads of each request (N, D), the mean over its windows; no expert runs."""
+    batch = requests.batch
+    nothing_BT = torch.zeros_like(model.answerable(batch))
+    output = model(batch, tasks_BT=nothing_BT)
+    pooled_BD = mean_per_request(output.pooled_BD.float(), batch.request_ids)
+    embedded: NDArray[np.float32] = pooled_BD[requests.first_windows()].cpu().numpy()
+    return embedded
 
 
 def join(parts: Sequence[Answers]) -> Answers:
@@ -118,6 +156,8 @@ def join(parts: Sequence[Answers]) -> Answers:
     spans = [span for part in parts for span in part.spans]
     return Answers(
         row_N=row_N[order],
+        pooled_ND=np.concatenate([part.pooled_ND for part in parts])[order],
+        allowed_NT=np.concatenate([part.allowed_NT for part in parts])[order],
         mass_NT=np.concatenate([part.mass_NT for part in parts])[order],
         probabilities_NE=np.concatenate([part.probabilities_NE for part in parts])[order],
         routed_N=np.concatenate([part.routed_N for part in parts])[order],

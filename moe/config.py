@@ -101,6 +101,9 @@ class DataConfig:
         mixing: How much of each task a step holds.
         attach_context: Share of the classifier rows in training that get a foreign passage, so
             that the gate learns to read and not to look for a second segment.
+        routing: SOURCE of routing rows, which say where a request belongs and not what its answer
+            is (`docs/data.md`); None without.
+        routing_share: Routing rows of a step as a share of `batch_size`, on top of it.
         noise: Share of the training rows met with changed case, punctuation or a typo.
         workers: Processes that build batches; 0 builds them in the training process.
     """
@@ -115,6 +118,8 @@ class DataConfig:
     max_padding: float = 0.05
     mixing: MixingConfig = field(default_factory=MixingConfig)
     attach_context: float = 0.1
+    routing: str | None = None
+    routing_share: float = 0.05
     noise: float = 0.1
     workers: int = 0
 
@@ -122,7 +127,7 @@ class DataConfig:
         check_range("data", self, "batch_size", 1)
         check_range("data", self, "workers stride", 0)
         check_range("data", self, "max_length", 16)
-        check_range("data", self, "attach_context noise", 0, 1)
+        check_range("data", self, "attach_context noise routing_share", 0, 1)
         check_range("data", self, "max_padding", 0, 0.99)
         check(
             self.stride < self.max_length,

@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe.calibration import Calibration, fit_no_answer, fit_out_of_scope, fit_temperature
+from moe.abstain import stranger_scores
+from moe.calibration import (
+    Calibration,
+)
 from moe.collect import Answers
 from moe.data.tables import TaskTable
 from moe.decode import mix_classes, out_of_scope_scores
@@ -75,42 +78,39 @@ def classify(
     )
 
 
-def fit_calibration(
-    tables: Sequence[TaskTable],
-    answers: Sequence[Answers],
-    expert_names: Sequence[str],
-    out_of_scope_recall: dict[str, float],
-) -> Calibration:
-    """Temperatures and thresholds from validation answers, one `Answers` per table."""
-    fitted = Calibration()
-    for table, said in zip(tables, answers, strict=True):
-        spec = table.spec
-        if said.votes is not None:
-            label_N = table.labels()[said.row_N]
-            in_scope_P = label_N[said.votes.row_P] < len(spec.labels)
-            for expert in np.unique(said.votes.expert_P):
-                mine = in_scope_P & (said.votes.expert_P == expert)
-                logits = said.votes.logits_PC[mine, : len(spec.labels)]
-                labels = label_N[said.votes.row_P[mine]]
-                fitted.temperature[expert_names[expert]] = fit_temperature(logits, labels)
-            if spec.out_of_scope is not None:
-                result = classify(spec, said, label_N, Calibration(), expert_names)
-                outside_N = label_N == len(spec.labels)
-                recall = out_of_scope_recall[spec.name]
-                threshold = fit_out_of_scope(result.score_N, outside_N, recall)
-                if threshold is not None:
-                    fitted.out_of_scope[spec.name] = threshold
-        elif spec.can_be_unanswerable:
-            gold = _gold(table, said)
-            margin_N = np.array([null - score for _, score, null in said.spans])
-            f1_span_N = squad_scores([text for text, _, _ in said.spans], gold)[:, 1]
-            f1_none_N = squad_scores([""] * len(gold), gold)[:, 1]
-            fitted.no_answer[spec.name] = fit_no_answer(margin_N, f1_span_N, f1_none_N)
-    return fitted
+def refusals(said: Answers, calibration: Calibration) -> NDArray[np.bool_]:
+    """Whether the gate abstains (N,) because a row fits no task."""
+    reference = calibration.reference
+    if reference is None:
+        return np.zeros(len(said.row_N), dtype=np.bool_)
+    refused_N: NDArray[np.bool_] = stranger_scores(said.pooled_ND, reference) > reference.threshold
+    return refused_N
 
 
-def measure_classifier(spec: TaskSpec, result: ClassifierResult, ok_N: Any) -> dict[str, float]:
-    """Metrics of a classifier task; `ok_N` says whether the row reached its task."""
+def measured_routing(
+    said: Answers, calibration: Calibration, routing: Literal["learned", "oracle"]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each row (N,) reaches its own task, and whether the gate abstains from it.
+
+    With `oracle` routing all reach it: tasks that a request names are never refused.
+    """
+    if routing == "oracle":
+        return np.ones_like(said.routed_N), np.zeros_like(said.routed_N)
+    refused_N = refusals(said, calibration)
+    return said.routed_N & ~refused_N, refused_N
+
+
+def measure_classifier(
+    spec: TaskSpec, result: ClassifierResult, ok_N: Any, refused_N: Any
+) -> dict[str, float]:
+    """Metrics of a classifier task.
+
+    Args:
+        spec: The task.
+        result: Decoded answers of N rows.
+        ok_N: Whether the row reached its task: an in-scope row that did not is wrong.
+        refused_N: Whether the gate abstained: right for an out-of-scope row.
+    """
     inside_N = result.label_N < len(spec.labels)
     right_N = (result.predicted_N == result.label_N) & ok_N
     kept_N = inside_N & ~result.rejected_N
@@ -124,7 +124,7 @@ def measure_classifier(spec: TaskSpec, result: ClassifierResult, ok_N: Any) -> d
     if not inside_N.all():
         threshold = recall_threshold(result.score_N, ~inside_N, 0.8)
         at80 = (right_N & (result.score_N <= threshold))[inside_N].mean()
-    recalled = (result.rejected_N & ok_N)[~inside_N]
+    recalled = ((result.rejected_N & ok_N) | refused_N)[~inside_N]
     return {
         "in_scope_accuracy": float((right_N & ~result.rejected_N)[inside_N].mean()),
         "oos_recall": float(recalled.mean()) if len(recalled) else 0.0,
@@ -185,7 +185,8 @@ class Evaluation:
     gate: dict[str, float]
 
 
-def _gold(table: TaskTable, said: Answers) -> list[list[str]]:
+def gold_answers(table: TaskTable, said: Answers) -> list[list[str]]:
+    """Accepted answers of each row of a span task."""
     answers = table.rows["answers"][:]
     return [answers[row] for row in said.row_N]
 
@@ -213,21 +214,23 @@ def evaluate(
         routing: `oracle` counts every row as sent to its own task.
     """
     names = [name for spec in specs for name in spec.expert_names]
+    threshold = np.inf if calibration.second_task is None else calibration.second_task
     tasks: dict[str, dict[str, float]] = {}
     for table, said in zip(tables, answers, strict=True):
-        ok_N = said.routed_N if routing == "learned" else np.ones_like(said.routed_N)
+        ok_N, refused_N = measured_routing(said, calibration, routing)
         if said.votes is None:
-            gold = _gold(table, said)
+            gold = gold_answers(table, said)
             metrics = measure_span(span_texts(table.spec, said, calibration), gold, ok_N)
         else:
             result = classify(table.spec, said, table.labels()[said.row_N], calibration, names)
-            metrics = measure_classifier(table.spec, result, ok_N)
-        routed = float(said.routed_N[_in_scope(table, said)].mean())
+            metrics = measure_classifier(table.spec, result, ok_N, refused_N)
+        inside_N = _in_scope(table, said)
         tasks[table.spec.name] = {
             "n": len(said.row_N),
             **metrics,
-            "routing_accuracy": routed,
-            "abstain_rate": 0.0,
+            "routing_accuracy": float(said.routed_N[inside_N].mean()),
+            "abstain_rate": float(refused_N[inside_N].mean()),
+            "second_answer_rate": float((said.second_N > threshold).mean()),
         }
     load_E = np.sum([said.load_E for said in answers], axis=0)
     experts = {

@@ -78,7 +78,7 @@ class Gate(nn.Module):
             logits_BE = self.scores(pooled_BD.float()) / self.temperature
             if self.training and self.noise > 0:
                 logits_BE = logits_BE + self.noise * torch.randn_like(logits_BE)
-            return _mean_per_request(logits_BE, request_ids)
+            return mean_per_request(logits_BE, request_ids)
 
     @torch.no_grad()
     def update_bias(self, load_E: Tensor, task_sizes: Sequence[int], rate: float) -> None:
@@ -98,12 +98,18 @@ class Gate(nn.Module):
             bias += rate * torch.sign(load.float().mean() - load)
 
 
-def _mean_per_request(logits_BE: Tensor, request_ids: Tensor) -> Tensor:
-    sums_BE = torch.zeros_like(logits_BE).index_add(0, request_ids, logits_BE)
-    counts_B = torch.zeros_like(logits_BE[:, 0]).index_add(
-        0, request_ids, torch.ones_like(logits_BE[:, 0])
+def mean_per_request(values_BX: Tensor, request_ids: Tensor) -> Tensor:
+    """The mean (B, X) over the windows of the same request, for every window.
+
+    Args:
+        values_BX: Numbers of each window.
+        request_ids: (B,) int64 in [0, B).
+    """
+    sums_BX = torch.zeros_like(values_BX).index_add(0, request_ids, values_BX)
+    counts_B = torch.zeros_like(values_BX[:, 0]).index_add(
+        0, request_ids, torch.ones_like(values_BX[:, 0])
     )
-    return sums_BE[request_ids] / counts_B[request_ids, None]
+    return sums_BX[request_ids] / counts_B[request_ids, None]
 
 
 def choose_tasks(

@@ -8,21 +8,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from moe.abstain import Vectors
 from moe.calibration import Calibration
-from moe.collect import Answers, collect, join
+from moe.checkpoint import reference_tensors
+from moe.collect import Answers, collect, embed, join
 from moe.config import ExperimentConfig
 from moe.data.collate import RequestBatch
 from moe.data.module import Step
+from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
-from moe.evaluation import Evaluation, evaluate, fit_calibration, joint_score
+from moe.evaluation import Evaluation, evaluate, joint_score
+from moe.fitting import fit_abstain, fit_calibration
 from moe.losses import (
     GateSums,
     balance_loss,
@@ -61,6 +67,9 @@ class LitMixture(L.LightningModule):
         model: The mixture.
         config: Of the run.
         validation: Validation tables, in the order of the validation loaders.
+        routing: Held-out routing rows, the next validation loader; None without.
+        exemplars: Training rows of each task, the last loaders; empty if no text is known that
+            fits no task.
         total_steps: Optimizer steps of the run, for the schedule.
         identity: What a checkpoint must hold beside weights and fitted numbers.
     """
@@ -73,18 +82,23 @@ class LitMixture(L.LightningModule):
         validation: Sequence[TaskTable],
         total_steps: int,
         identity: dict[str, Any],
+        routing: RoutingTable | None = None,
+        exemplars: Sequence[TaskTable] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.config = config
         self.validation = tuple(validation)
+        self.routing = routing
+        self.exemplars = tuple(exemplars)
         self.total_steps = total_steps
         self.identity = identity
         self.calibration = Calibration()
         self.answers: list[Answers] = []
         self.evaluation: Evaluation | None = None
         self._parts: list[list[Answers]] = []
+        self._embedded: list[list[Vectors]] = []
         weights = [config.selected_tasks[task.name].weight for task in model.tasks]
         self.register_buffer("task_weight_T", torch.tensor(weights), persistent=False)
         self._clock = time.monotonic()
@@ -124,10 +138,10 @@ class LitMixture(L.LightningModule):
         """Loss of a micro-batch as its part of the step's loss, sums so far, terms to log."""
         weights = self.config.model.loss
         model, experts_TE = self.model, self.model.task_experts_TE
-        assert batch.step_rows_T is not None
+        assert batch.step_rows_T is not None and batch.target_BT is not None
         output = model(batch, tasks_BT=model.own_tasks(batch))
         answer_B = model.answer_loss(output, batch)
-        routing_B = routing_loss(output.routing.logits_BE, experts_TE[batch.task_ids])
+        routing_B = routing_loss(output.routing.logits_BE, batch.target_BT, experts_TE)
         z_B = z_loss(output.routing.logits_BE)
         chosen_BE = model.inference_choice(output.routing)
         sums = gate_sums(output.routing, chosen_BE, batch.task_ids, experts_TE)
@@ -139,11 +153,11 @@ class LitMixture(L.LightningModule):
         weight_B = self.task_weight_T[batch.task_ids]  # type: ignore[index]
         row_B = weight_B * answer_B + weights.routing * routing_B + weights.z * z_B
         loss = row_B.sum() / batch.step_rows_T.sum() + balance
-        one_hot_BT = model.own_tasks(batch).float()
+        own_BT = model.own_tasks(batch).float()
         logged = {
-            "answer_T": (answer_B.detach() @ one_hot_BT),
-            "routing_T": (routing_B.detach() @ one_hot_BT),
-            "z": z_B.detach().sum(),
+            "answer_T": answer_B.detach() @ own_BT,
+            "routing_T": routing_B.detach() @ own_BT,
+            "z": z_B.detach() @ own_BT.sum(1),
             "loss": loss.detach(),
         }
         return loss, sums.detach(), logged
@@ -203,22 +217,41 @@ class LitMixture(L.LightningModule):
     # --- validation -----------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._parts = [[] for _ in self.validation]
+        self._parts = [[] for _ in self._asked]
+        self._embedded = [[] for _ in self.exemplars]
+
+    @property
+    def _asked(self) -> list[TaskTable | RoutingTable]:
+        return [*self.validation, *([] if self.routing is None else [self.routing])]
 
     def validation_step(
         self, requests: RequestBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Collects the answers of one micro-batch of one task."""
-        table = self.validation[dataloader_idx]
-        self._parts[dataloader_idx].append(collect(self.model, table, requests))
+        """Collects the answers of one micro-batch, or the embeddings of exemplars."""
+        tables = self._asked
+        if dataloader_idx < len(tables):
+            answers = collect(self.model, tables[dataloader_idx], requests)
+            self._parts[dataloader_idx].append(answers)
+        else:
+            self._embedded[dataloader_idx - len(tables)].append(embed(self.model, requests))
 
     def on_validation_epoch_end(self) -> None:
         """Fits temperatures and thresholds, then measures with them."""
-        self.answers = [join(parts) for parts in self._parts]
+        answers = [join(parts) for parts in self._parts]
         self._parts = []
+        self.answers = answers[: len(self.validation)]
+        routing = None if self.routing is None else (self.routing, answers[-1])
         recalls = {k: t.out_of_scope_recall for k, t in self.config.selected_tasks.items()}
         names = self.model.expert_names
-        self.calibration = fit_calibration(self.validation, self.answers, names, recalls)
+        self.calibration = fit_calibration(self.validation, self.answers, names, recalls, routing)
+        if self.exemplars and routing is not None:
+            embedded = {
+                table.spec.name: np.concatenate(parts)
+                for table, parts in zip(self.exemplars, self._embedded, strict=True)
+            }
+            self.calibration = replace(
+                self.calibration, reference=fit_abstain(embedded, self.answers, routing)
+            )
         self.evaluation = evaluate(
             self.validation, self.answers, self.calibration, self.model.tasks
         )
@@ -243,12 +276,14 @@ class LitMixture(L.LightningModule):
         checkpoint["mixture"] = {
             **self.identity,
             "calibration": self.calibration.to_dict(),
+            "reference": reference_tensors(self.calibration),
             "metrics": metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         saved = checkpoint["mixture"]
-        self.calibration = Calibration(**saved["calibration"])
+        kept = {name: tensor.float().numpy() for name, tensor in saved["reference"].items()}
+        self.calibration = Calibration.from_saved(saved["calibration"], kept)
         if saved["metrics"]:
             self.evaluation = Evaluation(**saved["metrics"])

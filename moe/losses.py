@@ -29,15 +29,20 @@ def mixture_loss(log_weights_BE: Tensor, log_likelihood_BE: Tensor) -> Tensor:
     return -(log_weights_BE + log_likelihood_BE).logsumexp(-1)
 
 
-def routing_loss(logits_BE: Tensor, own_experts_BE: Tensor) -> Tensor:
-    """`-log G_t` (B,) in nats, G_t the gate's mass on the experts of the row's own task.
+def routing_loss(logits_BE: Tensor, target_BT: Tensor, task_experts_TE: Tensor) -> Tensor:
+    """`-sum_t y_t log G_t` (B,) in nats, G_t the gate's mass on the experts of task t.
+
+    A row of one task has `-log G_t`; one that needs two answers has its target split in equal
+    shares, so that the gate holds both up.
 
     Args:
         logits_BE: Gate logits.
-        own_experts_BE: (B, E) bool, True at the experts of the row's task.
+        target_BT: y, the wanted mass on each task.
+        task_experts_TE: (T, E) bool.
     """
-    own_BE = logits_BE.masked_fill(~own_experts_BE, -torch.inf)
-    return logits_BE.logsumexp(-1) - own_BE.logsumexp(-1)
+    of_task_BTE = logits_BE[:, None, :].masked_fill(~task_experts_TE, -torch.inf)
+    log_mass_BT = of_task_BTE.logsumexp(-1) - logits_BE.logsumexp(-1, keepdim=True)
+    return -(target_BT * log_mass_BT).sum(-1)
 
 
 def z_loss(logits_BE: Tensor) -> Tensor:
@@ -88,21 +93,24 @@ def gate_sums(
     """The sums of one micro-batch; `shares_E` and `mass_T` carry gradient.
 
     Args:
-        routing: The gate's decision for rows of known tasks.
+        routing: The gate's decision.
         chosen_BE: (B, E) bool, the experts that would run at inference. Not those that run in
             training: with all experts of a task running, their load is equal whatever the gate
             says, and the balance has no gradient.
-        task_ids: (B,) int64 own task of each row.
+        task_ids: (B,) int64 own task of each row; rows with -1 do not count.
         task_experts_TE: (T, E) bool.
     """
-    own_BE = task_experts_TE[task_ids]
-    # g_e / G_t as a softmax over the own task's logits: G_t itself can underflow to 0.
-    shares_BE = routing.logits_BE.masked_fill(~own_BE, -torch.inf).softmax(-1)
+    known_B1 = (task_ids >= 0)[:, None]
+    own_BE = task_experts_TE[task_ids] & known_B1
+    # g_e / G_t as a softmax over the own task's logits: G_t itself can underflow to 0. Not -inf:
+    # a softmax over nothing but -inf is NaN.
+    lowest = torch.finfo(routing.logits_BE.dtype).min
+    shares_BE = routing.logits_BE.masked_fill(~own_BE, lowest).softmax(-1)
     return GateSums(
         chosen_E=(chosen_BE & own_BE).sum(0).float(),
-        shares_E=shares_BE.sum(0),
-        mass_T=routing.task_mass_BT.sum(0),
-        rows_T=one_hot(task_ids, len(task_experts_TE)).sum(0).float(),
+        shares_E=(shares_BE * known_B1).sum(0),
+        mass_T=(routing.task_mass_BT * known_B1).sum(0),
+        rows_T=(one_hot(task_ids.clamp_min(0), len(task_experts_TE)) * known_B1).sum(0).float(),
     )
 
 
@@ -127,7 +135,7 @@ def prior_divergence(sums: GateSums) -> Tensor:
 
     Uniform load over tasks would be wrong: the right load is the traffic. 0 = the same shares.
     """
-    rows = sums.rows_T.sum()
+    rows = sums.rows_T.sum().clamp_min(1.0)  # a first micro-batch may hold routing rows alone
     q_T = sums.rows_T / rows
     p_T = (sums.mass_T / rows).clamp_min(1e-30)
     return (torch.special.xlogy(q_T, q_T) - q_T * p_T.log()).sum()

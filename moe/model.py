@@ -128,11 +128,15 @@ class Mixture(nn.Module):
         return choose_experts(scores_BE, routing.tasks_BT, self.task_sizes, self.top_k)
 
     def own_tasks(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the task of each row, from `batch.task_ids`."""
-        return nn.functional.one_hot(batch.task_ids, len(self.tasks)).bool()
+        """(B, T) bool: the task of each row, from `batch.task_ids`; nothing where it is -1."""
+        numbers_T = torch.arange(len(self.tasks), device=batch.task_ids.device)
+        return batch.task_ids[:, None] == numbers_T
 
     def answer_loss(self, output: MixtureOutput, batch: Batch) -> Tensor:
-        """Negative log-likelihood (B,) in nats of each row's answer under its chosen experts."""
+        """Negative log-likelihood (B,) in nats of each row's answer under its chosen experts.
+
+        0 for rows without a task: they only say where they belong.
+        """
         routing = output.routing
         log_likelihood_BE = torch.full_like(routing.logits_BE, -torch.inf)
         for answer in output.experts:
@@ -141,7 +145,11 @@ class Mixture(nn.Module):
             log_likelihood_N = expert.log_likelihood(answer.logits, batch.select(rows_N))
             column_N = torch.full_like(rows_N, answer.expert)
             log_likelihood_BE = log_likelihood_BE.index_put((rows_N, column_N), log_likelihood_N)
-        return mixture_loss(routing.log_weights_BE, log_likelihood_BE)
+        taskless_B = batch.task_ids < 0
+        # A row that no expert answered has nothing but -inf, and NaN for a gradient.
+        weights_BE = routing.log_weights_BE.masked_fill(taskless_B[:, None], 0.0)
+        log_likelihood_BE = log_likelihood_BE.masked_fill(taskless_B[:, None], 0.0)
+        return mixture_loss(weights_BE, log_likelihood_BE).masked_fill(taskless_B, 0.0)
 
     @property
     def expert_names(self) -> tuple[str, ...]:

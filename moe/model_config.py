@@ -57,7 +57,8 @@ class GateConfig:
         noise: Standard deviation of Gaussian noise on the logits, in training only.
         top_k: Experts per chosen task at inference.
         train_top_k: Experts per task in training; None is min(2, experts of the task).
-        multi_task_threshold: A task is also chosen when its mass is above this; None never.
+        multi_task_threshold: At inference a task is also chosen when its mass is above this; None
+            takes what was fitted on routing rows that need two answers, and never without them.
         update_encoder: Whether the routing loss reaches the encoder.
     """
 

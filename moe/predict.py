@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe.abstain import stranger_scores
 from moe.answers import label_answers, routing_answer, span_answer
 from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.collate import RequestBatch, Window, collate_requests, make_windows, token_budget
+from moe.gate import mean_per_request
 from moe.readout import classifier_votes, span_choices
 from moe.requests import Request, parse_request
 from moe.types import InputError, MixtureOutput
@@ -120,19 +122,38 @@ class MixtureOfExperts:
         output = self.model(batch.batch, tasks_BT=self._named_tasks(requests, batch))
         answers = self._decode(requests, batch, output, offsets)
         first = batch.first_windows()
+        refused_N = self._refused(requests, batch, output)
         mass_NT = output.routing.task_mass_BT[first].cpu().numpy()
         chosen_NT = output.routing.tasks_BT[first].cpu().numpy()
         weight_NE = output.routing.log_weights_BE[first].exp().cpu().numpy()
         return [
             {
                 **({} if request.id is None else {"id": request.id}),
-                "abstained": False,
+                "abstained": reason is not None,
                 "routing": routing_answer(self.tasks, mass_T, chosen_T, weight_E),
-                "answers": answer,
+                **({"answers": answer} if reason is None else {"answers": {}, "reason": reason}),
             }
-            for request, mass_T, chosen_T, weight_E, answer in zip(
-                requests, mass_NT, chosen_NT, weight_NE, answers, strict=True
+            for request, mass_T, chosen_T, weight_E, answer, reason in zip(
+                requests, mass_NT, chosen_NT, weight_NE, answers, refused_N, strict=True
             )
+        ]
+
+    def _refused(
+        self, requests: Sequence[Request], batch: RequestBatch, output: MixtureOutput
+    ) -> list[str | None]:
+        """Why the gate abstains from each request, None where it does not."""
+        reference = self.bundle.calibration.reference
+        if reference is None or requests[0].tasks is not None:
+            return [None] * len(requests)
+        pooled_BD = mean_per_request(output.pooled_BD.float(), batch.batch.request_ids)
+        score_N = stranger_scores(pooled_BD[batch.first_windows()].cpu().numpy(), reference)
+        names = ", ".join(task.name for task in self.tasks)
+        return [
+            f"fits no task: closer to texts outside {names} (score {score:.2f}, refused above "
+            f"{reference.threshold:.2f}); name the tasks to get an answer"
+            if score > reference.threshold
+            else None
+            for score in score_N
         ]
 
     def _decode(

@@ -1,11 +1,14 @@
-"""Run folders `runs/NAME/version_N`: where a run goes, and how it is taken up again."""
+"""Run folders `runs/NAME/version_N`: where a run goes, how it is taken up again, how it ended."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from moe.types import InputError
 
+RESULT = "result.json"
 _LIMITS = {f"--trainer.max_{name}" for name in ("steps", "epochs", "time")}
 
 
@@ -68,3 +71,27 @@ def resumed_arguments(arguments: list[str]) -> tuple[list[str], Path | None]:
         if not (folder / name).is_file():
             raise InputError(f"--resume {run}: no {name} there, expected the folder of a run")
     return ["--config", str(folder / "config.yaml"), *kept], folder
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Leaves the outcome of a finished run beside its checkpoints, for programs to read."""
+    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What `write_result` left: `minutes`, `steps`, and the metrics of the best checkpoint.
+
+    Raises:
+        InputError: The run is not finished, or it is no run.
+    """
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder}: no {RESULT} there, expected a finished run") from error
+    return result
+
+
+def finished_run(root: Path) -> Path | None:
+    """The finished run `ROOT/NAME/version_N` that was written last, None without one."""
+    results = sorted(root.glob(f"*/version_*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    return results[-1].parent if results else None

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from moe.evaluation import Evaluation, baseline, main_metric
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
 from moe.pictures import Pictures
+from moe.runs import write_result
 from moe.types import InputError
 
 
@@ -188,6 +189,8 @@ def _build(
         validation=tables.validation,
         total_steps=total_steps,
         identity=identity(config, tables.specs, encoder, tokenizer, precision),
+        routing=tables.routing_validation,
+        exemplars=tables.exemplars,
     )
 
 
@@ -234,8 +237,14 @@ def train(
     engine = _trainer(config, folder, trainer)
     start = time.monotonic()
     engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
-    print(f"training took {(time.monotonic() - start) / 60:.1f} minutes")
-    return _result(folder, lit, tables)
+    minutes = (time.monotonic() - start) / 60
+    print(f"training took {minutes:.1f} minutes")
+    result = _result(folder, lit, tables)
+    metrics = None if result.evaluation is None else asdict(result.evaluation)
+    write_result(
+        folder, {"minutes": round(minutes, 2), "steps": engine.global_step, "metrics": metrics}
+    )
+    return result
 
 
 def _quiet() -> None:
@@ -253,9 +262,9 @@ def _quiet() -> None:
 def _announce(counts: list[str], planner: StepPlanner, model: Mixture, precision: str) -> None:
     for line in counts:
         print(line)
+    streams = [*(task.name for task in model.tasks), "routing"]
     mix = ", ".join(
-        f"{task.name} {rows:.1f}"
-        for task, rows in zip(model.tasks, planner.rows_ST.mean(0), strict=True)
+        f"{name} {rows:.1f}" for name, rows in zip(streams, planner.rows_ST.mean(0), strict=False)
     )
     million = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{len(planner)} optimizer steps; rows per step: {mix}")

@@ -69,10 +69,12 @@ class Batch:
         attention_mask: (B, L) bool, True at tokens.
         context_mask: (B, L) bool, True at tokens of the context: where a span may lie.
         request_ids: (B,) int64 in [0, requests): windows of one request share a number.
-        task_ids: (B,) int64, the task of the row, -1 where it is not known.
+        task_ids: (B,) int64, the task of the row, -1 where it is not known or no expert answers.
         labels: (B,) int64 class of the row, -1 where there is none.
         spans: (B, 2) int64 first and last token of the answer; (0, 0), the [CLS] token, where
             the window holds no answer.
+        target_BT: (B, T) the mass that the gate should give each task, rows summing to 1; None
+            outside training.
         step_rows_T: (T,) int64 rows per task of the whole optimizer step, None outside training.
     """
 
@@ -83,6 +85,7 @@ class Batch:
     task_ids: Tensor
     labels: Tensor
     spans: Tensor
+    target_BT: Tensor | None = None
     step_rows_T: Tensor | None = None
 
     def __len__(self) -> int:
@@ -105,7 +108,8 @@ class Batch:
         """The windows `rows_N` (N,) int64, in that order."""
         step_rows_T = self.step_rows_T
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step_rows_T"}
-        return Batch(**{k: v[rows_N] for k, v in values.items()}, step_rows_T=step_rows_T)
+        rows = {k: None if v is None else v[rows_N] for k, v in values.items()}
+        return Batch(**rows, step_rows_T=step_rows_T)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,8 @@ class Window:
         label: Class of the row, -1 if there is none.
         span: First and last context token of the answer, counted in the whole context; (-1, -1)
             if there is none.
+        targets: Numbers of the tasks that the gate should send a row without an answer to; empty
+            for every other row.
     """
 
     text_ids: Ids
@@ -91,6 +93,7 @@ class Window:
     task: int = -1
     label: int = -1
     span: tuple[int, int] = (-1, -1)
+    targets: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Tokens, special ones included."""
@@ -184,8 +187,18 @@ def collate(
         task_ids=torch.tensor([window.task for window in windows]),
         labels=torch.tensor([window.label for window in windows]),
         spans=torch.tensor([window.positions for window in windows]),
+        target_BT=None if step_rows_T is None else _targets(windows, len(step_rows_T)),
         step_rows_T=step_rows_T,
     )
+
+
+def _targets(windows: Sequence[Window], num_tasks: int) -> Tensor:
+    """Where the gate should send each window (B, T): equal shares over its tasks."""
+    target_BT = torch.zeros(len(windows), num_tasks)
+    for row, window in enumerate(windows):
+        tasks = list(window.targets or (window.task,))
+        target_BT[row, tasks] = 1 / len(tasks)
+    return target_BT
 
 
 def token_budget(

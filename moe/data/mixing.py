@@ -29,7 +29,7 @@ class PlannedRow:
     """One row of a step, before it is read.
 
     Attributes:
-        task: Number of the task.
+        task: Number of the stream: of the task, or the number of tasks for a routing row.
         item: Index among the task's training items.
         noised: Whether the text is met with noise.
         donor: Row of the first span task whose context is attached, -1 for none.
@@ -49,7 +49,10 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One optimizer step: micro-batches of rows, and the rows of each task over all of them."""
+    """One optimizer step: micro-batches of rows, and the rows of each task over all of them.
+
+    Routing rows are in the micro-batches and not in `rows_T`: no expert answers them.
+    """
 
     position: int
     micro_batches: tuple[tuple[PlannedRow, ...], ...]
@@ -116,6 +119,8 @@ class StepPlanner:
         noise: Share of the rows met with noise.
         total_steps: Optimizer steps of the whole run.
         seed: Of order, noise and attachments.
+        routing: Items of the routing rows, None without any.
+        routing_share: Routing rows of a step, as a share of `batch_size`, on top of it.
     """
 
     def __init__(
@@ -134,10 +139,13 @@ class StepPlanner:
         noise: float,
         total_steps: int,
         seed: int,
+        routing: TrainingItems | None = None,
+        routing_share: float = 0.0,
     ) -> None:
         if batch_size < len(items):
             raise InputError(f"data.batch_size {batch_size} is smaller than the {len(items)} tasks")
-        self.items = items
+        self.items = list(items)
+        self.num_tasks = len(items)
         self.attach = [
             attach_context if can and donors is not None and donors.max() >= MIN_PASSAGE else 0.0
             for can in can_attach
@@ -151,6 +159,11 @@ class StepPlanner:
         progress = np.arange(total_steps) / max(total_steps - 1, 1)
         shares_ST = task_shares([len(i) for i in items], mixing, progress, names)
         self.rows_ST = rows_per_step(shares_ST, batch_size)
+        if routing is not None and routing_share > 0:
+            self.items.append(routing)
+            self.attach.append(0.0)
+            extra_S1 = np.full((total_steps, 1), routing_share)
+            self.rows_ST = np.hstack([self.rows_ST, rows_per_step(extra_S1, batch_size)])
         self.window = lru_cache(maxsize=2)(self._window)
 
     def __len__(self) -> int:
@@ -163,7 +176,7 @@ class StepPlanner:
         return StepPlan(
             position=position,
             micro_batches=tuple(tuple(rows[i] for i in group) for group in groups),
-            rows_T=tuple(int(n) for n in self.rows_ST[position]),
+            rows_T=tuple(int(n) for n in self.rows_ST[position, : self.num_tasks]),
         )
 
     def _window(self, window: int) -> list[list[PlannedRow]]:

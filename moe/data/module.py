@@ -21,6 +21,7 @@ from moe.data.collate import (
 )
 from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
 from moe.data.prepare import Tables
+from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable, training_items
 from moe.types import Batch
 
@@ -44,11 +45,13 @@ class Step:
 class StepDataset(Dataset[Step]):
     """Turns the position of a step into its micro-batches."""
 
-    def __init__(self, tables: Sequence[TaskTable], planner: StepPlanner, tokenizer: TextTokenizer):
-        self.tables = tables
+    def __init__(self, tables: Tables, planner: StepPlanner, tokenizer: TextTokenizer):
+        self.tables: list[TaskTable | RoutingTable] = [*tables.train]
+        if tables.routing_train is not None:
+            self.tables.append(tables.routing_train)
         self.planner = planner
         self.tokenizer = tokenizer
-        self.donors = next((t for t in tables if t.spec.needs_context), None)
+        self.donors = next((t for t in tables.train if t.spec.needs_context), None)
 
     def __getitem__(self, position: int) -> Step:
         plan: StepPlan = self.planner.step(position)
@@ -61,16 +64,18 @@ class StepDataset(Dataset[Step]):
 
     def _windows(self, planned: Sequence[PlannedRow]) -> list[Window]:
         windows: dict[int, Window] = {}
-        for task, table in enumerate(self.tables):
-            mine = [i for i, row in enumerate(planned) if row.task == task]
+        for stream, table in enumerate(self.tables):
+            mine = [i for i, row in enumerate(planned) if row.task == stream]
             if mine:
-                items = self.planner.items[task]
+                items = self.planner.items[stream]
                 records = table.read([int(items.row[planned[i].item]) for i in mine])
                 for i, record in zip(mine, records, strict=True):
                     windows[i] = self._window(planned[i], record, table)
         return [windows[i] for i in range(len(planned))]
 
-    def _window(self, row: PlannedRow, record: dict[str, Any], table: TaskTable) -> Window:
+    def _window(
+        self, row: PlannedRow, record: dict[str, Any], table: TaskTable | RoutingTable
+    ) -> Window:
         items = self.planner.items[row.task]
         length = (items.noised if row.noised else items.text)[row.item]
         text_ids = record["noised_ids" if row.noised else "text_ids"][:length]
@@ -85,16 +90,19 @@ class StepDataset(Dataset[Step]):
             text_ids=text_ids,
             context_ids=context_ids,
             first=first,
-            task=row.task,
+            task=table.task,
             label=int(record["label"]),
             span=(int(start), int(end)),
+            targets=record.get("targets", ()),
         )
 
 
 class RequestDataset(Dataset[RequestBatch]):
     """All rows of one table in micro-batches of whole requests, longest first."""
 
-    def __init__(self, table: TaskTable, tokenizer: TextTokenizer, config: DataConfig):
+    def __init__(
+        self, table: TaskTable | RoutingTable, tokenizer: TextTokenizer, config: DataConfig
+    ):
         self.table = table
         self.tokenizer = tokenizer
         self.shape = {"max_length": config.max_length, "stride": config.stride}
@@ -176,14 +184,17 @@ class MixtureData(L.LightningDataModule):
         """Steps from where training stands; one item is one optimizer step."""
         if self.trainer is not None:
             self.sampler.done = self.trainer.global_step
-        dataset = StepDataset(self.tables.train, self.planner, self.tokenizer)
+        dataset = StepDataset(self.tables, self.planner, self.tokenizer)
         return self._loader(dataset, sampler=self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[RequestBatch]]:
-        """One loader per task."""
+        """One loader per task, one of the routing rows that are fitted on, and the exemplars'."""
+        tables: list[TaskTable | RoutingTable] = [*self.tables.validation]
+        if self.tables.routing_validation is not None:
+            tables.append(self.tables.routing_validation)
+        tables += self.tables.exemplars
         return [
-            self._loader(RequestDataset(table, self.tokenizer, self.config))
-            for table in self.tables.validation
+            self._loader(RequestDataset(table, self.tokenizer, self.config)) for table in tables
         ]
 
     def _loader(
@@ -207,6 +218,7 @@ def build_planner(
     """The planner of a run over the training tables."""
     shape = {"max_length": config.max_length, "stride": config.stride}
     donors = next((t for t in tables.train if t.spec.needs_context), None)
+    routing = tables.routing_train
     return StepPlanner(
         items=[training_items(table, **shape) for table in tables.train],
         names=[spec.name for spec in tables.specs],
@@ -221,4 +233,6 @@ def build_planner(
         noise=config.noise,
         total_steps=total_steps,
         seed=seed,
+        routing=None if routing is None else training_items(routing, **shape),
+        routing_share=config.routing_share,
     )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from moe.config import DataConfig, TaskConfig
 from moe.data.cleaning import CleaningReport, clean
 from moe.data.collate import TextTokenizer
+from moe.data.routing import RoutingTable, hold_out, read_routing_rows
 from moe.data.sources import Columns, Example, read_source
 from moe.data.tables import TaskTable, build_table
 from moe.types import InputError, TaskSpec
+
+EXEMPLAR_TOKENS = 40_000  # of each task: some 4,000 short texts, or 250 with a passage
+MAX_EXEMPLARS = 4_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,27 +111,68 @@ def describe(data: TaskData) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Tokenized rows of all tasks, in the model's order of tasks."""
+    """Tokenized rows of all tasks, in the model's order of tasks.
+
+    Attributes:
+        specs: The tasks.
+        train, validation: One table per task.
+        routing_train, routing_validation: Routing rows to train on and to fit on; None without.
+        exemplars: Some training rows of each task, to compare requests with; empty if no routing
+            row is without a task.
+    """
 
     specs: tuple[TaskSpec, ...]
     train: tuple[TaskTable, ...]
     validation: tuple[TaskTable, ...]
+    routing_train: RoutingTable | None = None
+    routing_validation: RoutingTable | None = None
+    exemplars: tuple[TaskTable, ...] = ()
 
 
 def build_tables(
     tasks: dict[str, TaskConfig], data: DataConfig, tokenizer: TextTokenizer, seed: int
 ) -> tuple[Tables, list[str]]:
-    """Tables of every task, and one line of counts per task."""
+    """Tables of every task and of the routing rows, and one line of counts for each."""
     read = [read_task(name, task, data.root, seed) for name, task in tasks.items()]
     cache = Path(data.cache)
+    (routing_train, routing_held), routing_line = _routing_tables(list(tasks), data, tokenizer)
+    train = tuple(
+        build_table(task.train, task.spec, i, tokenizer, cache) for i, task in enumerate(read)
+    )
+    strangers = routing_held is not None and any(not row.tasks for row in routing_held.rows)
     tables = Tables(
         specs=tuple(task.spec for task in read),
-        train=tuple(
-            build_table(task.train, task.spec, i, tokenizer, cache) for i, task in enumerate(read)
-        ),
+        train=train,
         validation=tuple(
             build_table(task.validation, task.spec, i, tokenizer, cache)
             for i, task in enumerate(read)
         ),
+        routing_train=routing_train,
+        routing_validation=routing_held,
+        exemplars=tuple(_exemplars(table, seed) for table in train) if strangers else (),
     )
-    return tables, [describe(task) for task in read]
+    return tables, [*(describe(task) for task in read), *routing_line]
+
+
+def _exemplars(table: TaskTable, seed: int) -> TaskTable:
+    """A random part of a table, about as many tokens of each task: a passage costs a pass too."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    tokens = (table.lengths("text_ids") + table.lengths("context_ids"))[order]
+    count = max(int(np.searchsorted(np.cumsum(tokens), EXEMPLAR_TOKENS)), 1)
+    return replace(table, rows=table.rows.select(order[: min(count, MAX_EXEMPLARS)]))
+
+
+def _routing_tables(
+    names: list[str], data: DataConfig, tokenizer: TextTokenizer
+) -> tuple[tuple[RoutingTable | None, RoutingTable | None], list[str]]:
+    if data.routing is None or len(names) < 2:  # one task leaves nothing to route
+        return (None, None), []
+    root = Path(data.root)
+    try:
+        rows = read_routing_rows(data.routing, root=root, split="train", tasks=names)
+    except InputError as error:
+        raise InputError(f"data.routing: {error}") from error
+    train, held = hold_out(rows)
+    line = f"routing: {len(train)} rows to train on, {len(held)} to fit thresholds on"
+    tables = [RoutingTable(part, names, tokenizer) if part else None for part in (train, held)]
+    return (tables[0], tables[1]), [line]

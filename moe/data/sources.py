@@ -18,7 +18,15 @@ from moe.data import formats
 from moe.data.formats import Answer, Columns, Example, Place, Table, shorten
 from moe.types import ExpertType, InputError
 
-__all__ = ["Answer", "Columns", "Example", "read_source", "source_files"]
+__all__ = [
+    "Answer",
+    "Columns",
+    "Example",
+    "Split",
+    "read_json_lines",
+    "read_source",
+    "source_files",
+]
 
 Split = Literal["train", "validation", "test"]
 Rows = list[tuple[Place, Mapping[str, Any]]]
@@ -26,6 +34,7 @@ SAMPLE_FOLDER = Path(__file__).parent / "sample"
 SAMPLES: Mapping[str, Mapping[str, str]] = {
     "intent": {"train": "intent.json", "validation": "intent.json"},
     "qa": {"train": "qa.train.json", "validation": "qa.validation.json"},
+    "routing": {"train": "routing.train.jsonl", "test": "routing.test.jsonl"},
     "sentiment": {"train": "sentiment.train.csv", "validation": "sentiment.validation.csv"},
 }
 CLINC_KEYS: Mapping[Split, tuple[str, str]] = {
@@ -65,6 +74,15 @@ def read_source(
     if not examples:
         raise InputError(f"{source}: no rows, expected at least one")
     return examples
+
+
+def read_json_lines(source: str, *, root: Path, split: Split) -> Table:
+    """The objects of a local JSON-lines file or sample, for rows that are of no single task."""
+    kind, _, name = source.partition(":")
+    path, _ = _sample_file(name, split) if kind == "sample" else _local_file(source, root)
+    if path.suffix.lower() != ".jsonl":
+        raise InputError(f"{path}: got the suffix {path.suffix!r}, expected '.jsonl'")
+    return _read_jsonl(path)
 
 
 def source_files(source: str, *, root: Path) -> list[Path]:

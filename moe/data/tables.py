@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from moe.data.augment import add_noise
 from moe.data.collate import TextTokenizer, Window, make_windows, window_starts
+from moe.data.routing import RoutingTable
 from moe.data.sources import Example
 from moe.types import InputError, TaskSpec
 
@@ -199,7 +200,9 @@ class TrainingItems:
         return len(self.row)
 
 
-def training_items(table: TaskTable, *, max_length: int, stride: int) -> TrainingItems:
+def training_items(
+    table: TaskTable | RoutingTable, *, max_length: int, stride: int
+) -> TrainingItems:
     """Lists the windows of all rows by their lengths alone; no row is read."""
     items = []
     lengths = (table.lengths(name) for name in ("text_ids", "noised_ids", "context_ids"))

@@ -1,0 +1,98 @@
+"""What validation fits before it measures: temperatures, thresholds, and what the gate refuses.
+
+Dimensions: N rows, D encoder width, X exemplars, P (row, expert) pairs, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moe.abstain import Reference, Vectors, fit_reference
+from moe.calibration import (
+    Calibration,
+    fit_no_answer,
+    fit_out_of_scope,
+    fit_second_task,
+    fit_temperature,
+)
+from moe.collect import Answers
+from moe.data.routing import RoutingTable
+from moe.data.tables import TaskTable
+from moe.evaluation import classify, gold_answers
+from moe.metrics import squad_scores
+
+
+def fit_calibration(
+    tables: Sequence[TaskTable],
+    answers: Sequence[Answers],
+    expert_names: Sequence[str],
+    out_of_scope_recall: dict[str, float],
+    routing: tuple[RoutingTable, Answers] | None = None,
+) -> Calibration:
+    """Temperatures and thresholds from validation answers.
+
+    Args:
+        tables: Labelled rows of each task.
+        answers: One per table.
+        expert_names: In the gate's order.
+        out_of_scope_recall: By task: the recall that its threshold is fitted for.
+        routing: Held-out routing rows and what the gate said of them; None without.
+    """
+    fitted = Calibration(second_task=_fit_second_task(answers, routing))
+    for table, said in zip(tables, answers, strict=True):
+        spec = table.spec
+        if said.votes is not None:
+            label_N = table.labels()[said.row_N]
+            in_scope_P = label_N[said.votes.row_P] < len(spec.labels)
+            for expert in np.unique(said.votes.expert_P):
+                mine = in_scope_P & (said.votes.expert_P == expert)
+                logits = said.votes.logits_PC[mine, : len(spec.labels)]
+                labels = label_N[said.votes.row_P[mine]]
+                fitted.temperature[expert_names[expert]] = fit_temperature(logits, labels)
+            if spec.out_of_scope is not None:
+                result = classify(spec, said, label_N, Calibration(), expert_names)
+                outside_N = label_N == len(spec.labels)
+                recall = out_of_scope_recall[spec.name]
+                threshold = fit_out_of_scope(result.score_N, outside_N, recall)
+                if threshold is not None:
+                    fitted.out_of_scope[spec.name] = threshold
+        elif spec.can_be_unanswerable:
+            gold = gold_answers(table, said)
+            margin_N = np.array([null - score for _, score, null in said.spans])
+            f1_span_N = squad_scores([text for text, _, _ in said.spans], gold)[:, 1]
+            f1_none_N = squad_scores([""] * len(gold), gold)[:, 1]
+            fitted.no_answer[spec.name] = fit_no_answer(margin_N, f1_span_N, f1_none_N)
+    return fitted
+
+
+def _fit_second_task(
+    answers: Sequence[Answers], routing: tuple[RoutingTable, Answers] | None
+) -> float | None:
+    if routing is None:
+        return None
+    table, said = routing
+    pairs = [
+        min(mass_T[task] for task in record["targets"])
+        for record, mass_T in zip(table.read(said.row_N.tolist()), said.mass_NT, strict=True)
+        if len(record["targets"]) == 2
+    ]
+    return fit_second_task(np.concatenate([s.second_N for s in answers]), np.array(pairs))
+
+
+def fit_abstain(
+    exemplars: Mapping[str, Vectors],
+    answers: Sequence[Answers],
+    routing: tuple[RoutingTable, Answers],
+) -> Reference | None:
+    """What the gate refuses, from training rows, held-out strangers and validation rows.
+
+    Args:
+        exemplars: By task: embeddings (X, D) of training rows.
+        answers: Of the validation rows of each task.
+        routing: Held-out routing rows; those without a task are the strangers.
+    """
+    table, said = routing
+    strange_N = np.array([not record["targets"] for record in table.read(said.row_N.tolist())])
+    return fit_reference(exemplars, said.pooled_ND[strange_N], [a.pooled_ND for a in answers])
