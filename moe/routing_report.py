@@ -1,0 +1,276 @@
+"""How well requests are routed where it is hard, beside two routers that need no network.
+
+Routing rows (`moe/data/routing.py`) are measured by category: the first choice of the gate, of a
+hand-written rule, and of TF-IDF with logistic regression. Requests for two answers and texts that
+fit no task have tables of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe.abstain import Reference, Vectors, normalise, stranger_scores, with_threshold
+from moe.collect import embed
+from moe.data.module import RequestDataset
+from moe.data.prepare import build_tables
+from moe.data.routing import RoutingRow, RoutingTable, read_routing_rows
+from moe.data.sources import read_json_lines
+from moe.data.tables import TaskTable
+from moe.metrics import squad_scores
+from moe.predict import MixtureOfExperts
+
+TWO_ANSWERS = "two_answers"  # category of the rows that carry both answers
+MAX_TRAINING = 4_000  # rows of each task that the baselines learn from
+
+
+def by_rule(rows: Sequence[RoutingRow], longest_intent: int = 10) -> list[str]:
+    """What a hand-written router does: a passage means a question on it; without one, a question
+    mark or few words mean an intent, and everything else is an opinion.
+
+    Args:
+        rows: Requests.
+        longest_intent: Words up to which a text without a question mark is an intent.
+    """
+    return [
+        "qa"
+        if row.context is not None
+        else "intent"
+        if row.text.endswith("?") or len(row.text.split()) <= longest_intent
+        else "sentiment"
+        for row in rows
+    ]
+
+
+def fit_rule(train: Sequence[RoutingRow]) -> int:
+    """The length of `by_rule` with the most training rows right."""
+    lengths = range(2, 31)
+    right = [share_right(train, by_rule(train, length)) for length in lengths]
+    return lengths[int(np.argmax(right))]
+
+
+def _words(row: RoutingRow) -> str:
+    return f"{row.text} {'withpassage' if row.context is not None else 'nopassage'}"
+
+
+def by_words(train: Sequence[RoutingRow], rows: Sequence[RoutingRow]) -> list[str]:
+    """TF-IDF of words and pairs of words with logistic regression (scikit-learn's defaults).
+
+    Args:
+        train: Requests of known tasks; of several tasks the first is learned.
+        rows: Requests to route.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    router = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000)
+    )
+    router.fit([_words(row) for row in train], [row.tasks[0] for row in train])
+    chosen: list[str] = router.predict([_words(row) for row in rows]).tolist()
+    return chosen
+
+
+def share_right(rows: Sequence[RoutingRow], chosen: Sequence[str]) -> float:
+    """Share of rows whose choice is one of their tasks."""
+    return float(np.mean([name in row.tasks for row, name in zip(rows, chosen, strict=True)]))
+
+
+def task_rows(table: TaskTable, limit: int | None = None, seed: int = 0) -> list[RoutingRow]:
+    """Rows of a task as routing rows, at most `limit` of them at random."""
+    order = np.random.default_rng(seed).permutation(len(table))[:limit]
+    chosen = table.rows.select(order)
+    return [
+        RoutingRow(text=text, context=context, tasks=(table.spec.name,), category="clean")
+        for text, context in zip(chosen["text"], chosen["context"], strict=True)
+    ]
+
+
+def requests_of(rows: Sequence[RoutingRow]) -> list[dict[str, Any]]:
+    """The rows as requests that name no task."""
+    return [{"text": row.text, "context": row.context} for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routers:
+    """First choices of each router for the same rows.
+
+    Attributes:
+        rows: The requests.
+        gate, rule, words: Task names.
+    """
+
+    rows: Sequence[RoutingRow]
+    gate: Sequence[str]
+    rule: Sequence[str]
+    words: Sequence[str]
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """By category and in total: `n`, and the share right of each router."""
+        categories = ["all", *dict.fromkeys(row.category for row in self.rows)]
+        return {category: self._line(category) for category in categories}
+
+    def _line(self, category: str) -> dict[str, float]:
+        mine = [i for i, row in enumerate(self.rows) if category in ("all", row.category)]
+        rows = [self.rows[i] for i in mine]
+        routers = {"gate": self.gate, "rule": self.rule, "words": self.words}
+        right = {k: share_right(rows, [said[i] for i in mine]) for k, said in routers.items()}
+        return {"n": float(len(rows)), **right}
+
+
+def compare_routers(
+    model: MixtureOfExperts, train: Sequence[RoutingRow], rows: Sequence[RoutingRow]
+) -> Routers:
+    """Routes the rows by the gate and by both baselines, which learn from `train`."""
+    said = model.predict(requests_of(rows))
+    return Routers(
+        rows=rows,
+        gate=[answer["routing"][0]["task"] for answer in said],
+        rule=by_rule(rows, fit_rule(train)),
+        words=by_words(train, rows),
+    )
+
+
+def two_answers(
+    model: MixtureOfExperts, records: Sequence[Mapping[str, Any]], span_task: str, label_task: str
+) -> dict[str, float]:
+    """How often both tasks of a request answer, and how often both are right.
+
+    Args:
+        model: The model.
+        records: Objects with `text`, `context`, and the right answers: the label under the name
+            of its task, the span under `answer`.
+        span_task, label_task: Names of the two tasks.
+    """
+    said = model.predict([{"text": r["text"], "context": r["context"]} for r in records])
+    answered = np.array([{span_task, label_task} <= set(a["answers"]) for a in said])
+    label = np.array(
+        [
+            a["answers"].get(label_task, {}).get("label") == r[label_task]
+            for a, r in zip(said, records, strict=True)
+        ]
+    )
+    texts = [a["answers"].get(span_task, {}).get("text", "") for a in said]
+    exact, f1 = squad_scores(texts, [[r["answer"]] for r in records]).T
+    return {
+        "n": float(len(records)),
+        "both_answer": float(answered.mean()),
+        "label_right": float(label.mean()),
+        "exact_match": float(exact.mean()),
+        "f1": float(f1.mean()),
+        "both_right": float((answered & label & (f1 >= 50)).mean()),
+    }
+
+
+def embed_rows(model: MixtureOfExperts, table: TaskTable | RoutingTable) -> Vectors:
+    """What the gate reads of each row of a table (N, D), in the table's order."""
+    data = RequestDataset(table, model.bundle.tokenizer, model.bundle.config.data)
+    parts = [embed(model.model, data[i].to(model.device)) for i in range(len(data))]
+    order = np.argsort(np.concatenate([np.array(rows) for rows in data.groups]))
+    embedded: Vectors = np.concatenate(parts)[order]
+    return embedded
+
+
+def refusals(
+    model: MixtureOfExperts,
+    validation: Sequence[TaskTable],
+    fitted: RoutingTable,
+    measured: RoutingTable,
+) -> dict[str, dict[str, float]]:
+    """By kind of stranger: `n`, the share `refused`, and that of a fit without the kind.
+
+    Args:
+        model: The model; its exemplars are taken as they are.
+        validation: Rows of the tasks, for the threshold of such a fit.
+        fitted: Strangers that the model was fitted on.
+        measured: Strangers to refuse.
+    """
+    reference = model.bundle.calibration.reference
+    assert reference is not None
+    own = [embed_rows(model, table) for table in validation]
+    kept_XD, asked_ND = embed_rows(model, fitted), embed_rows(model, measured)
+    kept = np.array([row.category for row in fitted.rows])
+    asked = np.array([row.category for row in measured.rows])
+    shares = {}
+    for kind in dict.fromkeys(asked.tolist()):
+        mine_ND = asked_ND[asked == kind]
+        strangers_XD = normalise(kept_XD[kept != kind], reference.centre_D)
+        without = with_threshold(replace(reference, strangers_XD=strangers_XD), own)
+        shares[kind] = {
+            "n": float(len(mine_ND)),
+            "refused": _refused(mine_ND, reference),
+            "held_out": _refused(np.concatenate([mine_ND, kept_XD[kept == kind]]), without),
+        }
+    return shares
+
+
+def _refused(pooled_ND: Vectors, reference: Reference) -> float:
+    return float((stranger_scores(pooled_ND, reference) > reference.threshold).mean())
+
+
+def measure_routing(
+    source: str, rows: str, *, root: str | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """The report of `scripts/routing.py`.
+
+    Args:
+        source: Checkpoint, folder or hub id.
+        rows: SOURCE of routing rows, of which the part to measure on is read.
+        root: Folder of relative sources; None is the training's.
+        device: None takes a GPU if there is one.
+    """
+    model = MixtureOfExperts.from_pretrained(source, device)
+    bundle, names = model.bundle, [task.name for task in model.tasks]
+    data = bundle.config.data if root is None else replace(bundle.config.data, root=root)
+    tables, _ = build_tables(
+        bundle.config.selected_tasks, data, bundle.tokenizer, bundle.config.seed_everything
+    )
+    asked = read_routing_rows(rows, root=Path(data.root), split="test", tasks=names)
+    train = [row for table in tables.train for row in task_rows(table, MAX_TRAINING)]
+    if tables.routing_train is not None:
+        train += tables.routing_train.rows
+    clean = [row for table in tables.validation for row in task_rows(table)]
+    hard = [row for row in asked if row.tasks and row.category != TWO_ANSWERS]
+    report: dict[str, Any] = {
+        "checkpoint": source,
+        "clean": compare_routers(model, train, clean).table(),
+        "hard": compare_routers(model, train, hard).table(),
+    }
+    records = [
+        dict(row) for _, row in read_json_lines(rows, root=Path(data.root), split="test").rows
+    ]
+    pairs = [r for r in records if r.get("category") == TWO_ANSWERS]
+    if pairs and set(pairs[0]["tasks"]) <= set(names):
+        label_task, span_task = pairs[0]["tasks"]
+        report["two_answers"] = two_answers(model, pairs, span_task, label_task)
+    strange = [row for row in asked if not row.tasks]
+    if strange and bundle.calibration.reference is not None and tables.routing_validation:
+        fitted = [row for row in tables.routing_validation.rows if not row.tasks]
+        report["refused"] = refusals(
+            model,
+            tables.validation,
+            RoutingTable(fitted, names, bundle.tokenizer),
+            RoutingTable(strange, names, bundle.tokenizer),
+        )
+    return report
+
+
+def routing_text(report: Mapping[str, Any]) -> str:
+    """The report as tables, shares in percent."""
+    lines = []
+    for part in ("clean", "hard", "refused"):
+        for number, (name, values) in enumerate(report.get(part, {}).items()):
+            if number == 0:
+                heads = "".join(f"{head:>10}" for head in [*values][1:])
+                lines.append(f"{part:<26}{'rows':>6}{heads}")
+            shares = "".join(f"{100 * value:>10.1f}" for value in [*values.values()][1:])
+            lines.append(f"  {name:<24}{values['n']:>6.0f}{shares}")
+    if "two_answers" in report:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in report["two_answers"].items())
+        lines.append(f"two answers  {values}")
+    return "\n".join(lines)
