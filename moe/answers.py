@@ -15,7 +15,7 @@ from moe.decode import (
     out_of_scope_scores,
     span_text,
 )
-from moe.types import TaskSpec
+from moe.types import TaskSpec, expert_columns
 
 _MAX_SCORES = 10  # labels up to which an answer lists every probability
 
@@ -103,15 +103,12 @@ def routing_answer(
         weight_E: (E,) weights of the chosen experts, 0 elsewhere.
     """
     entries: list[dict[str, Any]] = []
-    start = 0
-    for number, task in enumerate(tasks):
-        weights = weight_E[start : start + task.num_experts]
-        start += task.num_experts
+    for number, (task, columns) in enumerate(zip(tasks, expert_columns(tasks), strict=True)):
         if chosen_T[number]:
             experts = [
-                {"name": name, "weight": float(weight)}
-                for name, weight in zip(task.expert_names, weights, strict=True)
-                if weight > 0
+                {"name": name, "weight": float(weight_E[column])}
+                for name, column in zip(task.expert_names, columns, strict=True)
+                if weight_E[column] > 0
             ]
             probability = float(mass_T[number])
             entries.append({"task": task.name, "probability": probability, "experts": experts})

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe.abstain import Reference, Vectors
 from moe.decode import Floats, log_softmax
-from moe.metrics import Bools, recall_threshold
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,18 @@ def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
         else:
             low = left
     return float(2 / (low + high))
+
+
+def recall_threshold(scores: Floats, out_of_scope: Bools, recall: float) -> float:
+    """The largest threshold at which at least `recall` of the out-of-scope rows lie above it.
+
+    Halfway to the next in-scope or out-of-scope score below, so that it does not sit on a row.
+    """
+    positives = np.sort(scores[out_of_scope])[::-1]
+    needed = max(int(np.ceil(recall * len(positives) - 1e-9)), 1)
+    last = positives[needed - 1]
+    below = scores[scores < last]
+    return float((last + below.max()) / 2) if len(below) else float(last - 1.0)
 
 
 def fit_out_of_scope(scores_N: Floats, out_of_scope_N: Bools, recall: float) -> float | None:

@@ -22,7 +22,7 @@ from transformers import DistilBertModel
 
 from moe.calibration import Calibration
 from moe.config import ExperimentConfig, config_from_dict
-from moe.data.collate import TextTokenizer
+from moe.data.windows import TextTokenizer
 from moe.encoder import build_encoder
 from moe.model import Mixture, build_model
 from moe.types import InputError, TaskSpec

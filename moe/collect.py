@@ -23,7 +23,7 @@ from moe.decode import ClassifierVotes, span_text
 from moe.gate import mean_per_request, route
 from moe.model import Mixture
 from moe.readout import classifier_votes, span_choices
-from moe.types import MixtureOutput
+from moe.types import MixtureOutput, expert_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
     )
     if isinstance(table, RoutingTable):
         return answers
-    columns = range(sum(model.task_sizes[: table.task]), sum(model.task_sizes[: table.task + 1]))
+    columns = expert_columns(model.tasks)[table.task]
     if table.spec.type == "span":
         return replace(answers, spans=_spans(table, output, requests, columns))
     return replace(answers, votes=classifier_votes(output, requests, columns))

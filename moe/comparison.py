@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe.calibration import recall_threshold
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import ExperimentConfig
 from moe.data.mixing import task_shares
@@ -26,7 +27,7 @@ from moe.data.tables import TaskTable
 from moe.decode import Floats
 from moe.evaluation import classify, gold_answers, measured_routing, span_texts
 from moe.measure import build_test_tables, collect_table
-from moe.metrics import recall_threshold, squad_scores
+from moe.metrics import squad_scores
 from moe.runs import finished_run, read_result
 from moe.types import InputError
 

@@ -165,7 +165,7 @@ def examine(data_root: Path) -> Report:
     core = check_core(requirements)
     device = precision = weights = hub = files = None
     if core == "ok":
-        from moe.training import pick_precision
+        from moe.precision import pick_precision
 
         device, precision = describe_device(), pick_precision({})
         weights, hub = check_weights(), check_hub()

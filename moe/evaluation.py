@@ -17,22 +17,20 @@ import torch
 from numpy.typing import NDArray
 
 from moe.abstain import stranger_scores
-from moe.calibration import (
-    Calibration,
-)
+from moe.calibration import Calibration, recall_threshold
 from moe.collect import Answers
 from moe.data.tables import TaskTable
 from moe.decode import mix_classes, out_of_scope_scores
+from moe.gate import task_experts_matrix
 from moe.losses import GateSums, switch_balance
 from moe.metrics import (
     calibration_error,
     constant_span_f1,
     majority_accuracy,
     out_of_scope_curve,
-    recall_threshold,
     squad_scores,
 )
-from moe.types import TaskSpec, task_experts_matrix
+from moe.types import TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +212,9 @@ def evaluate(
         routing: `oracle` counts every row as sent to its own task.
     """
     names = [name for spec in specs for name in spec.expert_names]
-    threshold = np.inf if calibration.second_task is None else calibration.second_task
+    threshold = calibration.second_task
+    if threshold is None or routing == "oracle":  # a request that names its task gets no other
+        threshold = np.inf
     tasks: dict[str, dict[str, float]] = {}
     for table, said in zip(tables, answers, strict=True):
         ok_N, refused_N = measured_routing(said, calibration, routing)
@@ -230,7 +230,7 @@ def evaluate(
             **metrics,
             "routing_accuracy": float(said.routed_N[inside_N].mean()),
             "abstain_rate": float(refused_N[inside_N].mean()),
-            "second_answer_rate": float((said.second_N > threshold).mean()),
+            "second_answer_rate": float(((said.second_N > threshold) & ~refused_N).mean()),
         }
     load_E = np.sum([said.load_E for said in answers], axis=0)
     experts = {

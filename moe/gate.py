@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.types import Routing
+from moe.types import Routing, TaskSpec
 
 
 class CosineScores(nn.Module):
@@ -96,6 +96,12 @@ class Gate(nn.Module):
         sizes = list(task_sizes)
         for bias, load in zip(self.selection_bias.split(sizes), load_E.split(sizes), strict=True):
             bias += rate * torch.sign(load.float().mean() - load)
+
+
+def task_experts_matrix(tasks: tuple[TaskSpec, ...]) -> Tensor:
+    """(T, E) bool: which experts belong to which task. Experts are numbered task by task."""
+    owner_E = torch.tensor([t for t, task in enumerate(tasks) for _ in range(task.num_experts)])
+    return owner_E[None, :] == torch.arange(len(tasks))[:, None]
 
 
 def mean_per_request(values_BX: Tensor, request_ids: Tensor) -> Tensor:

@@ -157,6 +157,8 @@ class LitMixture(L.LightningModule):
         logged = {
             "answer_T": answer_B.detach() @ own_BT,
             "routing_T": routing_B.detach() @ own_BT,
+            "routing_rows": routing_B.detach() @ (1 - own_BT.sum(1)),
+            "num_routing_rows": (1 - own_BT).prod(1).sum(),
             "z": z_B.detach() @ own_BT.sum(1),
             "loss": loss.detach(),
         }
@@ -171,6 +173,8 @@ class LitMixture(L.LightningModule):
             "train_loss/total": total["loss"],
             "train_loss/routing": total["routing_T"].sum() / rows_T.sum(),  # type: ignore[union-attr]
             "train_loss/z": total["z"] / rows_T.sum(),
+            "train_loss/routing_rows": total["routing_rows"]
+            / total["num_routing_rows"].clamp_min(1.0),  # type: ignore[union-attr]
             "train_loss/prior": prior_divergence(sums),
             "optimizer/gradient_norm": norm,
         }
@@ -249,8 +253,13 @@ class LitMixture(L.LightningModule):
                 table.spec.name: np.concatenate(parts)
                 for table, parts in zip(self.exemplars, self._embedded, strict=True)
             }
+            self._embedded = []
             self.calibration = replace(
                 self.calibration, reference=fit_abstain(embedded, self.answers, routing)
+            )
+        if self.model.multi_task_threshold is not None:  # set by hand
+            self.calibration = replace(
+                self.calibration, second_task=self.model.multi_task_threshold
             )
         self.evaluation = evaluate(
             self.validation, self.answers, self.calibration, self.model.tasks
@@ -283,7 +292,7 @@ class LitMixture(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         saved = checkpoint["mixture"]
-        kept = {name: tensor.float().numpy() for name, tensor in saved["reference"].items()}
+        kept = {name: tensor.float().numpy() for name, tensor in saved.get("reference", {}).items()}
         self.calibration = Calibration.from_saved(saved["calibration"], kept)
         if saved["metrics"]:
             self.evaluation = Evaluation(**saved["metrics"])

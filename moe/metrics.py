@@ -75,18 +75,6 @@ def out_of_scope_curve(scores: Floats, out_of_scope: Bools) -> tuple[float, floa
     return float(binary_auroc(preds, target)), float(binary_average_precision(preds, target))
 
 
-def recall_threshold(scores: Floats, out_of_scope: Bools, recall: float) -> float:
-    """The largest threshold at which at least `recall` of the out-of-scope rows lie above it.
-
-    Halfway to the next in-scope or out-of-scope score below, so that it does not sit on a row.
-    """
-    positives = np.sort(scores[out_of_scope])[::-1]
-    needed = max(int(np.ceil(recall * len(positives) - 1e-9)), 1)
-    last = positives[needed - 1]
-    below = scores[scores < last]
-    return float((last + below.max()) / 2) if len(below) else float(last - 1.0)
-
-
 def majority_accuracy(labels: NDArray[np.int64]) -> float:
     """Accuracy of always answering the most frequent class."""
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0

@@ -15,10 +15,10 @@ from transformers import DistilBertModel
 from moe.dispatch import dispatch
 from moe.encoder import encode, pool
 from moe.experts import Expert, build_expert
-from moe.gate import Gate, choose_experts, route
+from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
 from moe.model_config import ModelConfig
-from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec, task_experts_matrix
+from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec
 
 
 class Mixture(nn.Module):

@@ -22,7 +22,14 @@ from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.config import ExperimentConfig
 from moe.data.tables import TaskTable
-from moe.evaluation import ClassifierResult, classify, joint_score, main_metric, span_texts
+from moe.evaluation import (
+    ClassifierResult,
+    classify,
+    joint_score,
+    main_metric,
+    measured_routing,
+    span_texts,
+)
 from moe.metrics import squad_scores
 
 NUM_SAMPLES = 8
@@ -205,6 +212,7 @@ def sample_table(
     """
     spec = table.spec
     answers, scores = _answered(table, said, calibration, expert_names)
+    reached_N, _ = measured_routing(said, calibration, "learned")
     picked = np.unique(np.linspace(0, len(said.row_N) - 1, NUM_SAMPLES).round().astype(int))
     # No column of its own for the score: TensorBoard would break narrow columns inside words.
     lines = ["| | text | expected | answered (score) | gate |", "|---|---|---|---|---|"]
@@ -218,7 +226,7 @@ def sample_table(
         best = np.argsort(-said.mass_NT[at])[:2]
         gate = ", ".join(f"{escape(specs[t].name)} {said.mass_NT[at, t]:.2f}" for t in best)
         cells = [escape(row["text"]), escape(" / ".join(gold)), escape(answers[at])]
-        mark = "✓" if right and said.routed_N[at] else "✗"
+        mark = "✓" if right and reached_N[at] else "✗"
         lines.append(f"| {mark} | {' | '.join(cells)} ({scores[at]:.2f}) | {gate} |")
     return "\n".join(lines)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from moe.abstain import stranger_scores
 from moe.answers import label_answers, routing_answer, span_answer
 from moe.checkpoint import Bundle, load_bundle, save_bundle
-from moe.data.collate import RequestBatch, Window, collate_requests, make_windows, token_budget
+from moe.data.collate import RequestBatch, collate_requests
+from moe.data.windows import Window, make_windows, token_budget
 from moe.gate import mean_per_request
 from moe.readout import classifier_votes, span_choices
 from moe.requests import Request, parse_request

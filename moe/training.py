@@ -21,15 +21,16 @@ from moe.allocator import keep_freed_memory
 from moe.callbacks import LastCheckpoint, PlainProgress
 from moe.checkpoint import identity, read_lightning
 from moe.config import ExperimentConfig
-from moe.data.collate import TextTokenizer
 from moe.data.mixing import StepPlanner
 from moe.data.module import MixtureData, build_planner
 from moe.data.prepare import Tables, build_tables
+from moe.data.windows import TextTokenizer
 from moe.encoder import freeze, load_encoder, resolve_folder, set_dropout
 from moe.evaluation import Evaluation, baseline, main_metric
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
 from moe.pictures import Pictures
+from moe.precision import pick_precision
 from moe.runs import write_result
 from moe.types import InputError
 
@@ -49,29 +50,6 @@ class TrainingResult:
     best: Path | None
     evaluation: Evaluation | None
     baselines: dict[str, float]
-
-
-def pick_precision(trainer: dict[str, Any]) -> str:
-    """bf16 where the hardware computes in it, else 32 bits; an explicit choice stays.
-
-    On a CPU that is AVX512_BF16 or AMX: elsewhere PyTorch emulates bfloat16, slower than
-    float32 (`docs/results.md`).
-    """
-    chosen = trainer.get("precision")
-    if chosen is not None:
-        if str(chosen).startswith("16"):
-            raise InputError(
-                f"trainer.precision {chosen}: float16 needs loss scaling, which this training has "
-                "not: use bf16-mixed or 32-true"
-            )
-        return str(chosen)
-    accelerator = trainer.get("accelerator", "auto")
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16-mixed" if fast else "32-true"
-    return "32-true"
 
 
 def _own_accumulation(

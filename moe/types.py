@@ -7,11 +7,13 @@ row, T tasks, C classes, N rows that one expert answers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # requests and answers are read and written without torch, too
+    from torch import Tensor
 
 ExpertType = Literal["classifier", "span"]
 
@@ -108,7 +110,7 @@ class Batch:
         """The windows `rows_N` (N,) int64, in that order."""
         step_rows_T = self.step_rows_T
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step_rows_T"}
-        rows = {k: None if v is None else v[rows_N] for k, v in values.items()}
+        rows: dict[str, Any] = {k: None if v is None else v[rows_N] for k, v in values.items()}
         return Batch(**rows, step_rows_T=step_rows_T)
 
 
@@ -164,7 +166,7 @@ class MixtureOutput:
     experts: tuple[ExpertOutput, ...]
 
 
-def task_experts_matrix(tasks: tuple[TaskSpec, ...]) -> Tensor:
-    """(T, E) bool: which experts belong to which task. Experts are numbered task by task."""
-    owner_E = torch.tensor([t for t, task in enumerate(tasks) for _ in range(task.num_experts)])
-    return owner_E[None, :] == torch.arange(len(tasks))[:, None]
+def expert_columns(tasks: Sequence[TaskSpec]) -> tuple[range, ...]:
+    """For each task the columns of its experts in the gate; experts are numbered task by task."""
+    sizes = [task.num_experts for task in tasks]
+    return tuple(range(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True))

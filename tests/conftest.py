@@ -17,7 +17,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import DistilBertConfig, DistilBertModel
 
-from moe.data.collate import TextTokenizer
+from moe.calibration import Calibration
+from moe.checkpoint import Bundle
+from moe.config import DataConfig, ExperimentConfig, TaskConfig
+from moe.data.windows import TextTokenizer
 from moe.model import Mixture, build_model
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec
@@ -70,8 +73,8 @@ def tiny_model(
     """Builds the mixture of `tiny_tasks`; `gate`, `expert` and the rest go to the configs."""
 
     def build(seed: int = 0, gate: Any = None, expert: Any = None, tasks: Sequence[TaskSpec] = (),
-              **model: Any) -> Mixture:
-        encoder = tiny_encoder(seed)
+              vocab_size: int = 100, **model: Any) -> Mixture:
+        encoder = tiny_encoder(seed, vocab_size=vocab_size)
         config = ModelConfig(
             gate=GateConfig(**{"width": 16, **(gate or {})}),
             expert=ExpertConfig(**{"dropout": 0.0, **(expert or {})}),
@@ -82,6 +85,29 @@ def tiny_model(
             for parameter in mixture.experts.parameters():
                 parameter.mul_(10 if parameter.ndim > 1 else 1)
         return mixture
+
+    return build
+
+
+@pytest.fixture
+def word_bundle(
+    tiny_model: Callable[..., Mixture], tiny_tasks: tuple[TaskSpec, ...],
+    word_tokenizer: TextTokenizer,
+) -> Callable[..., Bundle]:
+    """Builds an untrained mixture that reads the tokens of `word_tokenizer`, 120 at most."""
+
+    def build(calibration: Calibration | None = None, **gate: Any) -> Bundle:
+        config = ExperimentConfig(
+            tasks={t.name: TaskConfig(type=t.type, train=f"{t.name}.csv", experts=t.num_experts,
+                                      out_of_scope=t.out_of_scope) for t in tiny_tasks},
+            model=ModelConfig(gate=GateConfig(width=16, **gate), expert=ExpertConfig(dropout=0.0)),
+            data=DataConfig(max_length=32, stride=4, max_tokens=512, max_padding=0.5),
+        )
+        return Bundle(
+            model=tiny_model(gate=gate, vocab_size=120).eval(), tokenizer=word_tokenizer,
+            config=config, calibration=calibration or Calibration(), precision="32-true",
+            metrics={},
+        )
 
     return build
 

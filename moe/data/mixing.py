@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.config import MixingConfig
-from moe.data.collate import token_budget
 from moe.data.tables import TrainingItems
+from moe.data.windows import token_budget
 from moe.types import InputError
 
 WINDOW_STEPS = 50  # rows of this many steps are sorted by length together: 2-3 % padding

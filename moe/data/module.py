@@ -11,18 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moe.config import DataConfig
-from moe.data.collate import (
-    RequestBatch,
-    TextTokenizer,
-    Window,
-    collate,
-    collate_requests,
-    token_budget,
-)
+from moe.data.collate import RequestBatch, collate, collate_requests
 from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
 from moe.data.prepare import Tables
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable, training_items
+from moe.data.windows import TextTokenizer, Window, token_budget
 from moe.types import Batch
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from moe.config import DataConfig, TaskConfig
 from moe.data.cleaning import CleaningReport, clean
-from moe.data.collate import TextTokenizer
 from moe.data.routing import RoutingTable, hold_out, read_routing_rows
 from moe.data.sources import Columns, Example, read_source
 from moe.data.tables import TaskTable, build_table
+from moe.data.windows import TextTokenizer
 from moe.types import InputError, TaskSpec
 
 EXEMPLAR_TOKENS = 40_000  # of each task: some 4,000 short texts, or 250 with a passage

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.data.augment import add_noise
-from moe.data.collate import TextTokenizer, Window, make_windows
 from moe.data.formats import Place, normalise_text, replace_surrogates
 from moe.data.sources import Split, read_json_lines
+from moe.data.windows import TextTokenizer, Window, make_windows
 from moe.types import InputError
 
 HELD_OUT = 4  # one in so many rows is not trained on: thresholds are fitted on it
@@ -70,7 +70,7 @@ def _row(place: Place, values: Any) -> RoutingRow:
     text, context, tasks = values.get("text"), values.get("context"), values.get("tasks")
     if not isinstance(text, str) or not normalise_text(text):
         raise place.error("text", text, "a string that is not empty")
-    if context is not None and (not isinstance(context, str) or not context.strip()):
+    if context is not None and (not isinstance(context, str) or not normalise_text(context)):
         raise place.error("context", context, "a passage or null")
     if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
         raise place.error("tasks", tasks, "a list of task names, empty where none fits")
@@ -115,7 +115,7 @@ class RoutingTable:
         texts = tokenizer.encode([row.text for row in rows])
         noised = tokenizer.encode([add_noise(row.text) for row in rows])
         contexts = tokenizer.encode([row.context or "" for row in rows])
-        self._records = [
+        self._records: list[dict[str, Any]] = [
             {
                 "text_ids": text_ids,
                 "noised_ids": noised_ids,

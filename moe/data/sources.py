@@ -79,7 +79,9 @@ def read_source(
 def read_json_lines(source: str, *, root: Path, split: Split) -> Table:
     """The objects of a local JSON-lines file or sample, for rows that are of no single task."""
     kind, _, name = source.partition(":")
-    path, _ = _sample_file(name, split) if kind == "sample" else _local_file(source, root)
+    path, keys = _sample_file(name, split) if kind == "sample" else _local_file(source, root)
+    if keys is not None:
+        raise InputError(f"{path}: got #{'+'.join(keys)}, but JSON lines have no keys")
     if path.suffix.lower() != ".jsonl":
         raise InputError(f"{path}: got the suffix {path.suffix!r}, expected '.jsonl'")
     return _read_jsonl(path)

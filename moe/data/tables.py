@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.data.augment import add_noise
-from moe.data.collate import TextTokenizer, Window, make_windows, window_starts
 from moe.data.routing import RoutingTable
 from moe.data.sources import Example
+from moe.data.windows import TextTokenizer, Window, make_windows, window_starts
 from moe.types import InputError, TaskSpec
 
 _VERSION = 1

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from moe.calibration import Calibration, fit_no_answer, fit_out_of_scope, fit_temperature
+from moe.abstain import Reference
+from moe.calibration import (
+    Calibration,
+    fit_no_answer,
+    fit_out_of_scope,
+    fit_second_task,
+    fit_temperature,
+    recall_threshold,
+)
 from moe.decode import log_softmax
 
 
@@ -39,6 +49,31 @@ def test_bounds_of_the_temperature() -> None:
     assert fit_temperature(logits, labels) == pytest.approx(0.05)      # always right
     assert fit_temperature(logits, 1 - labels) == pytest.approx(20.0)  # always wrong
     assert fit_temperature(np.zeros((0, 2)), np.array([], dtype=np.int64)) == 1.0
+
+
+@pytest.mark.parametrize(("recall", "expected"), [
+    (1.0, -2.5),    # all four are needed, the lowest is -1; half way down to -4
+    (0.75, 0.5),    # three are 2, 5 and 9; half way from 2 to -1
+    (0.6, 0.5),     # three again: two are half only
+    (0.5, 4.0),     # 5 and 9; half way from 5 to the in-scope 3
+    (0.25, 7.0), (0.01, 7.0),
+])
+def test_recall_threshold(recall: float, expected: float) -> None:
+    scores = np.array([9.0, 3.0, 5.0, 2.0, -1.0, -4.0])
+    outside = np.array([True, False, True, True, True, False])
+    threshold = recall_threshold(scores, outside, recall)
+    assert threshold == expected
+    assert (scores[outside] > threshold).mean() >= recall
+
+
+def test_recall_threshold_below_everything() -> None:
+    assert recall_threshold(np.array([2.0, 5.0]), np.array([True, True]), 1.0) == 1.0
+
+
+def test_recall_threshold_counts_exactly() -> None:
+    scores = np.arange(100.0)
+    threshold = recall_threshold(scores, np.ones(100, dtype=bool), 0.55)
+    assert (scores > threshold).mean() == pytest.approx(0.55)
 
 
 def test_fit_out_of_scope() -> None:
@@ -80,13 +115,72 @@ def test_fit_no_answer_by_hand() -> None:
 
 def test_calibration_to_dict_and_back() -> None:
     calibration = Calibration(temperature={"a-0": 1.5}, out_of_scope={"b": 2.0},
-                              no_answer={"c": -0.1})
+                              no_answer={"c": -0.1}, second_task=0.3)
     values = calibration.to_dict()
     assert values == {"temperature": {"a-0": 1.5}, "out_of_scope": {"b": 2.0},
-                      "no_answer": {"c": -0.1}}
-    assert Calibration(**values) == calibration
+                      "no_answer": {"c": -0.1}, "second_task": 0.3, "abstain": None}
+    assert calibration.arrays() == {}
+    assert Calibration.from_saved(values, {}) == calibration
     values["temperature"]["a-0"] = 9.0
     assert calibration.temperature["a-0"] == 1.5
+
+
+def test_a_reference_to_arrays_and_back() -> None:
+    eye = np.eye(2, dtype=np.float32)
+    reference = Reference(centre_D=eye[0], exemplars={"qa": eye, "exemplars": eye[1:]},
+                          strangers_XD=-eye, threshold=0.25)
+    calibration = Calibration(reference=reference)
+    values, arrays = calibration.to_dict(), calibration.arrays()
+    assert json.loads(json.dumps(values))["abstain"] == 0.25  # and no array among the numbers
+    assert set(arrays) == {"centre", "strangers", "exemplars.qa", "exemplars.exemplars"}
+    loaded = Calibration.from_saved(values, arrays).reference
+    assert loaded is not None and loaded.threshold == 0.25
+    assert loaded.centre_D.tolist() == [1, 0]
+    assert loaded.strangers_XD.tolist() == [[-1, 0], [0, -1]]
+    assert {k: v.tolist() for k, v in loaded.exemplars.items()} == {
+        "qa": [[1, 0], [0, 1]], "exemplars": [[0, 1]]}
+    with pytest.raises(KeyError, match="centre"):  # the checkpoint says what it lacks
+        Calibration.from_saved(values, {})
+
+
+def test_numbers_of_an_older_checkpoint() -> None:
+    saved = {"temperature": {"a-0": 1.5}, "out_of_scope": {}, "no_answer": {}}
+    assert Calibration.from_saved(saved, {}) == Calibration(temperature={"a-0": 1.5})
+
+
+# --- a second task ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pairs", "spurious", "expected"), [
+    # Of the masses 0.1, 0.2, 0.3, 0.4 none may be above the threshold: 0.4, and half way up.
+    ([0.35, 0.5, 0.45], 0.0, (0.4 + 0.45) / 2),
+    ([0.35, 0.5, 0.45], 0.24, (0.4 + 0.45) / 2),  # 0.24 of four rows is none
+    ([0.35, 0.5, 0.45], 0.34, (0.3 + 0.35) / 2),  # one of four is: that with 0.4
+    ([0.35, 0.1], 0.0, 0.4),                      # no row of two is above: no room to halve
+    ([0.4], 0.0, 0.4),
+])
+def test_fit_second_task_by_hand(pairs: list, spurious: float, expected: float) -> None:
+    single = np.array([0.3, 0.1, 0.4, 0.2])
+    assert fit_second_task(single, np.array(pairs), spurious) == pytest.approx(expected)
+
+
+def test_fit_second_task_without_rows() -> None:
+    some, none = np.array([0.1]), np.array([])
+    assert fit_second_task(some, none) is None
+    assert fit_second_task(none, some) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_second_answers_of_rows_of_one_task_stay_within_their_share(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    single, pairs = random.beta(1, 9, int(random.integers(1, 3000))), random.uniform(0, 0.5, 40)
+    threshold = fit_second_task(single, pairs)
+    assert threshold is not None
+    assert (single > threshold).mean() <= 0.005
+    # No higher than that asks for: no row of two is lost to the half step above the last row.
+    low = np.sort(single)[-int(0.005 * (len(single) - 1)) - 1]
+    assert threshold >= low
+    assert ((pairs > low) & (pairs <= threshold)).sum() == 0
 
 
 def test_fit_no_answer_with_equal_margins() -> None:

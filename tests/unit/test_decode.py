@@ -141,11 +141,12 @@ def test_out_of_scope_scores_by_hand() -> None:
     votes = ClassifierVotes(
         row_P=np.array([1, 0, 1]), expert_P=np.array([0, 0, 1]),
         weight_P=np.array([0.25, 1.0, 0.75]),
-        # The last column is out of scope; the score is the energy of the others alone.
-        logits_PC=np.log([[1.0, 3.0, 8.0], [2.0, 8.0, 5.0], [4.0, 1.0, 5.0]]),
+        # The last column is out of scope: half of it, less the energy of the others.
+        logits_PC=np.log([[1.0, 3.0, 4.0], [2.0, 8.0, 25.0], [4.0, 1.0, 9.0]]),
     )
-    # Row 0: -log(2 + 8). Row 1: -log(1 + 3) and -log(4 + 1), weighted.
-    expected = [-math.log(10), -0.25 * math.log(4) - 0.75 * math.log(5)]
+    # Row 0: log 5 - log(2 + 8) = -log 2. Row 1: log 2 - log(1 + 3) = -log 2 and
+    # log 3 - log(4 + 1), weighted.
+    expected = [-math.log(2), -0.25 * math.log(2) + 0.75 * math.log(3 / 5)]
     np.testing.assert_allclose(out_of_scope_scores(votes, 2, 2), expected)
 
 

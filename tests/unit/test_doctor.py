@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from moe import doctor, encoder, training
+from moe import doctor, encoder, precision
 from moe.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(doctor, "check_weights", lambda: "ok")
     monkeypatch.setattr(doctor, "check_hub", lambda: "ConnectError: no route")
     monkeypatch.setattr(doctor, "describe_device", lambda: "cpu: x86_64")
-    monkeypatch.setattr(training, "pick_precision", lambda trainer: "32-true")
+    monkeypatch.setattr(precision, "pick_precision", lambda trainer: "32-true")
     return monkeypatch
 
 
@@ -189,6 +189,6 @@ def test_json_of_this_machine() -> None:
     report = json.loads(done.stdout)
     assert report["core"] == report["weights"] == "ok"
     assert report["hub"].startswith("OfflineModeIsEnabled: ")
-    assert report["precision"] == training.pick_precision({})
+    assert report["precision"] == precision.pick_precision({})
     assert report["versions"]["torch"] == metadata.version("torch")
     assert report["command"] == "python train.py"

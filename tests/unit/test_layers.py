@@ -15,14 +15,17 @@ LAYERS = {
     1: {"encoder", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span", "experts.trunk",
         "data.__init__", "data.formats", "data.sources", "data.cleaning", "data.augment",
-        "data.collate", "data.tables", "data.mixing", "data.prepare"},
-    2: {"model", "calibration", "readout", "collect", "evaluation", "data.module"},
+        "data.collate", "data.routing", "data.tables", "data.windows", "data.mixing",
+        "data.prepare"},
+    2: {"model", "abstain", "calibration", "fitting", "readout", "collect", "evaluation",
+        "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
 }
 TOP = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
-    "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli"},
-    "transformers": {"encoder", "model", "data.collate", "checkpoint", "pipeline", "extract"},
+    "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
+                  "batch_prediction"},
+    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "extract"},
 }
 LONGEST_ENTRY_POINT = 70  # lines
 

@@ -79,18 +79,36 @@ def test_with_one_expert_the_answer_gives_the_gate_no_gradient() -> None:
 
 
 def test_routing_loss_by_hand() -> None:
-    logits = torch.tensor([[0.1, 0.3, 0.6]]).log().repeat(2, 1) + 7
-    own = TWO_AND_ONE[[0, 1]]
-    # G_0 = 0.1 + 0.3 and G_1 = 0.6.
-    expected = torch.tensor([-math.log(0.4), -math.log(0.6)])
-    torch.testing.assert_close(routing_loss(logits, own), expected)
+    logits = torch.tensor([[0.1, 0.3, 0.6]]).log().repeat(3, 1) + 7
+    target = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    # G_0 = 0.1 + 0.3 and G_1 = 0.6; the third row needs both.
+    both = -0.5 * math.log(0.4) - 0.5 * math.log(0.6)
+    expected = torch.tensor([-math.log(0.4), -math.log(0.6), both])
+    torch.testing.assert_close(routing_loss(logits, target, TWO_AND_ONE), expected)
+
+
+@pytest.mark.parametrize(("target", "expected"), [
+    # dL/dz_e = g_e - y_t g_e / G_t: g_e less the part of the target that e has in its task,
+    # 1/4 and 3/4 of it for experts 0 and 1. Over a task that is G_t - y_t.
+    ([1.0, 0.0], [0.1 - 0.25, 0.3 - 0.75, 0.6]),
+    ([0.5, 0.5], [0.1 - 0.125, 0.3 - 0.375, 0.6 - 0.5]),
+    ([0.4, 0.6], [0.0, 0.0, 0.0]),  # where the mass is the target nothing moves
+    ([0.0, 0.0], [0.0, 0.0, 0.0]),
+])
+def test_gradient_of_the_routing_loss_is_mass_minus_target(
+    target: list[float], expected: list[float]
+) -> None:
+    logits = torch.tensor([[0.1, 0.3, 0.6]]).log().requires_grad_()
+    routing_loss(logits, torch.tensor([target]), TWO_AND_ONE).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([expected]), atol=1e-6, rtol=0)
 
 
 def test_routing_loss_is_finite_where_the_mass_underflows() -> None:
     logits = torch.tensor([[-300.0, -300.0, 0.0]])
     # G_0 = 2 exp(-300), far below float32: 300 - log 2.
     expected = torch.tensor([300 - math.log(2)])
-    torch.testing.assert_close(routing_loss(logits, TWO_AND_ONE[[0]]), expected)
+    target = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(routing_loss(logits, target, TWO_AND_ONE), expected)
 
 
 def test_z_loss_by_hand() -> None:
@@ -121,6 +139,36 @@ def test_gate_sums_are_finite_where_the_mass_underflows() -> None:
     routing = route_own(logits, torch.tensor([0]), (2, 1), 1)
     sums = gate_sums(routing, routing.chosen_BE, torch.tensor([0]), TWO_AND_ONE)
     assert sums.shares_E.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_rows_without_a_task_do_not_count() -> None:
+    g = torch.tensor([[0.2, 0.6, 0.2], [0.7, 0.1, 0.2], [0.1, 0.1, 0.8]])
+    logits = g.log().requires_grad_()
+    tasks = torch.tensor([[True, False], [False, False], [False, True]])
+    routing = route(logits, (2, 1), tasks_BT=tasks, top_k=1)
+    # That row 1 chose expert 0, or expert 2, must not matter.
+    chosen = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 0, 1]]).bool()
+    sums = gate_sums(routing, chosen, torch.tensor([0, -1, 1]), TWO_AND_ONE)
+    assert sums.chosen_E.tolist() == [0.0, 1.0, 1.0]
+    assert sums.rows_T.tolist() == [1.0, 1.0]
+    torch.testing.assert_close(sums.shares_E, torch.tensor([0.25, 0.75, 1.0]))
+    torch.testing.assert_close(sums.mass_T, torch.tensor([0.8 + 0.2, 0.2 + 0.8]))
+    (sums.shares_E[0] + sums.mass_T[1]).backward()
+    assert logits.grad[[0, 2]].abs().min(0).values.max() > 0.1
+    assert torch.equal(logits.grad[1], torch.zeros(3))
+
+
+def test_rows_without_a_task_alone_give_zeros() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    routing = route(logits, (2, 1), tasks_BT=torch.zeros(2, 2, dtype=torch.bool), top_k=1)
+    sums = gate_sums(routing, routing.chosen_BE, torch.tensor([-1, -1]), TWO_AND_ONE)
+    for values in (sums.chosen_E, sums.shares_E, sums.mass_T, sums.rows_T):
+        assert values.abs().max() == 0
+    # A first micro-batch may hold nothing else: no balance yet, and no NaN.
+    loss = balance_loss(sums, torch.tensor([4, 4]), TWO_AND_ONE, switch=1.0, prior=1.0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(logits.grad, torch.zeros(2, 3))
 
 
 def test_sums_add_up_and_detach() -> None:

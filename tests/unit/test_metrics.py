@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from torchmetrics.text import SQuAD
@@ -14,7 +12,6 @@ from moe.metrics import (
     majority_accuracy,
     normalise_answer,
     out_of_scope_curve,
-    recall_threshold,
     squad_scores,
 )
 
@@ -94,25 +91,6 @@ def test_auroc_of_ties_and_of_one_side() -> None:
         assert out_of_scope_curve(np.arange(3.0), np.full(3, side)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("recall", "expected"), [
-    (1.0, -2.5),    # all four are needed, the lowest is -1; half way down to -4
-    (0.75, 0.5),    # three are 2, 5 and 9; half way from 2 to -1
-    (0.6, 0.5),     # three again: two are half only
-    (0.5, 4.0),     # 5 and 9; half way from 5 to the in-scope 3
-    (0.25, 7.0), (0.01, 7.0),
-])
-def test_recall_threshold(recall: float, expected: float) -> None:
-    scores = np.array([9.0, 3.0, 5.0, 2.0, -1.0, -4.0])
-    outside = np.array([True, False, True, True, True, False])
-    threshold = recall_threshold(scores, outside, recall)
-    assert threshold == expected
-    assert (scores[outside] > threshold).mean() >= recall
-
-
-def test_recall_threshold_below_everything() -> None:
-    assert recall_threshold(np.array([2.0, 5.0]), np.array([True, True]), 1.0) == 1.0
-
-
 def test_majority_accuracy() -> None:
     assert majority_accuracy(np.array([2, 0, 2, 1, 2])) == 3 / 5
     assert majority_accuracy(np.array([], dtype=np.int64)) == 0.0
@@ -136,9 +114,3 @@ def test_confidence_a_rounding_above_one() -> None:
     # |(1 + 0.6) / 2 - 1| in one bin; through a sigmoid it would be 0.31.
     confidence = np.array([1 + 1e-7, 0.6])
     assert calibration_error(confidence, np.ones(2, dtype=bool), bins=1) == pytest.approx(0.2)
-
-
-def test_recall_threshold_counts_exactly() -> None:
-    scores = np.arange(100.0)
-    threshold = recall_threshold(scores, np.ones(100, dtype=bool), 0.55)
-    assert math.isclose((scores > threshold).mean(), 0.55)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from moe.encoder import encode, pool
+from moe.gate import task_experts_matrix
 from moe.losses import gate_sums, mixture_loss, routing_loss, switch_balance
 from moe.model import Mixture
-from moe.types import Batch, MixtureOutput, TaskSpec, task_experts_matrix
+from moe.types import Batch, MixtureOutput, TaskSpec
 
 LINEAR = {"kind": "linear", "temperature": 1.0}
 
@@ -240,8 +241,9 @@ def test_whether_the_routing_gradient_reaches_the_encoder(
     tiny_model, hand_batch: Batch, reaches: bool
 ) -> None:
     model = tiny_model(gate={"update_encoder": reaches}).train()
-    own = model.task_experts_TE[hand_batch.task_ids]
-    routing_loss(run_own(model, hand_batch).routing.logits_BE, own).sum().backward()
+    own = model.own_tasks(hand_batch).float()
+    logits = run_own(model, hand_batch).routing.logits_BE
+    routing_loss(logits, own, model.task_experts_TE).sum().backward()
     assert all(p.grad is not None for p in model.gate.parameters())
     weight = model.encoder.embeddings.word_embeddings.weight
     assert (weight.grad is not None and bool(weight.grad.abs().max() > 0)) == reaches
@@ -255,8 +257,8 @@ def test_contract(tiny_model, hand_batch: Batch) -> None:
 
     def loss() -> Tensor:
         output = run_own(model, hand_batch)
-        own = model.task_experts_TE[hand_batch.task_ids]
-        routing = routing_loss(output.routing.logits_BE, own)
+        own = model.own_tasks(hand_batch).float()
+        routing = routing_loss(output.routing.logits_BE, own, model.task_experts_TE)
         return (model.answer_loss(output, hand_batch) + routing).mean()
 
     def train(steps: int) -> float:
@@ -285,6 +287,46 @@ def test_contract(tiny_model, hand_batch: Batch) -> None:
         assert torch.equal(mine.logits, theirs.logits)
     model = loaded.train()
     assert train(4) < after
+
+
+# --- rows without a task ----------------------------------------------------------------------
+
+
+def gradients(model: Mixture, batch: Batch) -> dict[str, Tensor]:
+    """Of the sum of the answer losses; they are finite. Parameters that were not met are absent."""
+    model.zero_grad(set_to_none=True)
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way of the masks
+        model.answer_loss(run_own(model, batch), batch).sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    return found
+
+
+def test_rows_without_a_task_have_no_answer_and_change_none(
+    tiny_model, hand_batch: Batch
+) -> None:
+    model = tiny_model(gate={"train_top_k": 4}).train()
+    some = replace(hand_batch, task_ids=torch.tensor([0, -1, 1, 1, 2, -1]))
+    calls = count_calls(model)
+    output = run_own(model, some)
+    assert sum(calls.values()) == 2 + 2 + 4  # both sentiment experts, two windows of qa, intent
+    loss = model.answer_loss(output, some).tolist()
+    known = hand_batch.select(torch.tensor([0, 2, 3, 4]))
+    alone = model.answer_loss(run_own(model, known), known).tolist()
+    assert (loss[1], loss[5]) == (0.0, 0.0)
+    assert [loss[row] for row in (0, 2, 3, 4)] == pytest.approx(alone, abs=1e-5)
+    expected, actual = gradients(model, known), gradients(model, some)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_nothing_but_rows_without_a_task(tiny_model, hand_batch: Batch) -> None:
+    model = tiny_model().train()
+    batch = replace(hand_batch, task_ids=torch.full((6,), -1))
+    output = run_own(model, batch)
+    assert output.experts == ()
+    assert model.answer_loss(output, batch).tolist() == [0.0] * 6
+    assert all(gradient.abs().max() == 0 for gradient in gradients(model, batch).values())
 
 
 # --- building ---------------------------------------------------------------------------------
@@ -333,6 +375,9 @@ def test_expert_names_and_matrix(tiny_model, tiny_tasks: tuple[TaskSpec, ...]) -
 def test_own_tasks(tiny_model, hand_batch: Batch) -> None:
     rows = tiny_model().own_tasks(hand_batch).int().tolist()
     assert rows == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    unknown = replace(hand_batch, task_ids=torch.tensor([-1, 0, 1, 1, 2, -1]))
+    rows = tiny_model().own_tasks(unknown).int().tolist()
+    assert rows == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])

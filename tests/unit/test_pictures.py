@@ -54,6 +54,8 @@ INTENT = Table(1, [row("pay it", 0), row("book it", 1), row("sing", 2), row("pay
 def qa_answers():
     return Answers(
         row_N=np.array([0, 1]),
+        pooled_ND=np.zeros((2, 3), dtype=np.float32),
+        allowed_NT=np.ones((2, 2), dtype=bool),
         mass_NT=np.array([[0.9, 0.1], [1.0 + 1e-7, 0.0]]),
         probabilities_NE=np.array([[0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]),
         routed_N=np.array([True, True]),
@@ -64,10 +66,13 @@ def qa_answers():
 
 def intent_answers():
     # Rows: right; right but sent to qa; out of scope and rejected; wrong. The out-of-scope
-    # score -logsumexp(z) is -log(e^2 + 1) = -2.1, but -log 2 = -0.7 > -1 for the third.
+    # score z_oos / 2 - logsumexp(z) is -4.5 - log(e^2 + 1) = -6.6, but 1.5 - log 2 = 0.8 > -1
+    # for the third.
     logits = np.array([[2.0, 0, -9], [0, 2.0, -9], [0, 0, 3.0], [0, 2.0, -9]])
     return Answers(
         row_N=np.arange(4),
+        pooled_ND=np.zeros((4, 3), dtype=np.float32),
+        allowed_NT=np.ones((4, 2), dtype=bool),
         mass_NT=np.array([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5], [0.1, 0.9]]),
         probabilities_NE=np.array(
             [[0.2, 0.8, 0.0], [0.6, 0.2, 0.2], [0.5, 0.0, 0.5], [0.1, 0.0, 0.9]]
@@ -207,7 +212,9 @@ def test_samples_are_spread_over_the_table_and_stay_the_same():
     rows = Table(0, [row(f"q{i}", answers=["a"]) for i in range(71)])
     one = qa_answers()
     said = Answers(
-        row_N=np.arange(71), mass_NT=np.tile(one.mass_NT[:1], (71, 1)),
+        row_N=np.arange(71), pooled_ND=np.tile(one.pooled_ND[:1], (71, 1)),
+        allowed_NT=np.tile(one.allowed_NT[:1], (71, 1)),
+        mass_NT=np.tile(one.mass_NT[:1], (71, 1)),
         probabilities_NE=np.tile(one.probabilities_NE[:1], (71, 1)),
         routed_N=np.ones(71, dtype=bool), chosen_NE=np.tile(one.chosen_NE[:1], (71, 1)),
         spans=one.spans[:1] * 71,

@@ -227,6 +227,49 @@ def test_tokens_stay_within_their_limit(max_tokens: int) -> None:
     assert max_tokens / 2 < max(sizes) <= max_tokens
 
 
+# --- routing rows -----------------------------------------------------------------------------
+
+
+def test_routing_rows_come_on_top_of_the_step() -> None:
+    # A quarter of 8 rows are 2 more; every item of 30 once in 15 steps.
+    plan = planner(routing=items_of(np.arange(5, 35)), routing_share=0.25)
+    for position in range(len(plan)):
+        step = plan.step(position)
+        counts = Counter(row.task for group in step.micro_batches for row in group)
+        assert counts == {0: 4, 1: 4, 2: 2}  # the number of tasks stands for routing rows
+        assert step.rows_T == (4, 4)
+    drawn = Counter(row.item for row in rows_of(plan) if row.task == 2)
+    assert drawn == dict.fromkeys(range(30), 5)
+
+
+@pytest.mark.parametrize(("share", "expected"), [
+    (0.2, [2, 1, 2, 1, 2]),  # 1.6 a step: due 1.6, 3.2, 4.8, 6.4, 8, rounded 2, 3, 5, 6, 8
+    (0.01, [1, 1, 1, 1, 1]),
+])
+def test_routing_rows_follow_their_share(share: float, expected: list[int]) -> None:
+    plan = planner(routing=items_of([5]), routing_share=share, total_steps=5)
+    assert plan.rows_ST.tolist() == [[4, 4, count] for count in expected]
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": 0.5, "attach_context": 0.5}])
+def test_routing_rows_leave_the_tasks_rows_as_they_were(options: dict) -> None:
+    extra = {"routing": items_of(np.full(30, 20)), "routing_share": 0.25}
+    plain, more = planner(**options), planner(**options, **extra)
+    for position in (0, 49, 50, 74):
+        own = [row for row in rows_of(more, [position]) if row.task < 2]
+        assert Counter(own) == Counter(rows_of(plain, [position]))
+        assert more.step(position).rows_T == plain.step(position).rows_T
+    routed = [row for row in rows_of(more) if row.task == 2]
+    assert all(row.donor == -1 for row in routed)  # a foreign passage could change the task
+    assert any(row.noised for row in routed) == bool(options)
+
+
+@pytest.mark.parametrize("options", [{"routing_share": 0.25}, {"routing": items_of([5])}])
+def test_without_rows_or_share_there_is_no_stream(options: dict) -> None:
+    assert planner(**options).rows_ST.shape == (75, 2)
+    assert len(planner(**options).items) == 2
+
+
 # --- passages and noise -----------------------------------------------------------------------
 
 

@@ -1,8 +1,25 @@
-"""The order of positions over epochs, and after an interruption."""
+"""Steps and requests from tables; the order of positions, also after an interruption."""
 
 from __future__ import annotations
 
-from moe.data.module import PositionSampler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe.config import DataConfig, MixingConfig
+from moe.data.formats import Answer, Example
+from moe.data.module import MixtureData, PositionSampler, RequestDataset, StepDataset, build_planner
+from moe.data.prepare import Tables
+from moe.data.routing import RoutingRow, RoutingTable
+from moe.data.tables import build_table
+from moe.data.windows import TextTokenizer
+from moe.types import Batch, TaskSpec
+
+MOOD = TaskSpec(name="mood", type="classifier", num_experts=1, labels=("bad", "good"))
+QA = TaskSpec(name="qa", type="span", num_experts=1)
+CONTEXT = "an abbot led the monks"
 
 
 def positions(sampler: PositionSampler, epochs: int) -> list[list[int]]:
@@ -24,3 +41,100 @@ def test_an_interrupted_epoch_starts_behind_what_was_done() -> None:
     assert list(sampler) == [4, 5]
     sampler.set_epoch(2)
     assert list(sampler) == [6, 7]
+
+
+# --- routing rows -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(tmp_path: Path, word_tokenizer: TextTokenizer) -> Tables:
+    """Texts begin with good or bad (mood), who (qa) or film (routing rows)."""
+    mood = [Example(text=f"{word} {'very ' * i}", label=word)
+            for word in ("good", "bad") for i in range(4)]
+    qa = [Example(text="who led" + " monks" * i, context=CONTEXT,
+                  answers=(Answer(text="abbot", start=3),)) for i in range(4)]
+    rows = [RoutingRow(text="film was good", context=None, tasks=("mood",)),
+            RoutingRow(text="film was bad who led", context=CONTEXT, tasks=("mood", "qa"))]
+    held = [RoutingRow(text="film led film", context=None, tasks=()), *rows]
+    mood_table, qa_table = (
+        build_table(examples, spec, task, word_tokenizer, tmp_path / "cache")
+        for task, (examples, spec) in enumerate(((mood, MOOD), (qa, QA)))
+    )
+    return Tables(
+        specs=(MOOD, QA), train=(mood_table, qa_table), validation=(mood_table, qa_table),
+        routing_train=RoutingTable(rows, ("mood", "qa"), word_tokenizer),
+        routing_validation=RoutingTable(held, ("mood", "qa"), word_tokenizer),
+        exemplars=(mood_table, qa_table),
+    )
+
+
+def config(**changes: Any) -> DataConfig:
+    values = {"batch_size": 4, "max_length": 32, "stride": 4, "max_tokens": 64, "max_padding": 0.9,
+              "attach_context": 0.0, "noise": 0.0, "mixing": MixingConfig(kind="uniform"),
+              "routing": "rows.jsonl", "routing_share": 0.5}
+    return DataConfig(**{**values, **changes})
+
+
+def words(tokenizer: TextTokenizer, batch: Batch, row: int) -> list[str]:
+    ids = batch.input_ids[row, batch.attention_mask[row]].tolist()
+    return [tokenizer._tokenizer.id_to_token(number) for number in ids]
+
+
+def test_a_step_holds_routing_rows(tables: Tables, word_tokenizer: TextTokenizer) -> None:
+    planner = build_planner(tables, config(), total_steps=6, seed=0)
+    dataset = StepDataset(tables, planner, word_tokenizer)
+    met = []
+    for position in range(6):
+        step = dataset[position]
+        tasks = torch.cat([batch.task_ids for batch in step.micro_batches]).tolist()
+        assert sorted(tasks) == [-1, -1, 0, 0, 1, 1]  # 4 rows, and half as many
+        for batch in step.micro_batches:
+            assert batch.step_rows_T.tolist() == [2, 2]
+            for row in range(len(batch)):
+                first = words(word_tokenizer, batch, row)[1]
+                target, task = batch.target_BT[row].tolist(), batch.task_ids[row].item()
+                assert task == {"good": 0, "bad": 0, "who": 1, "film": -1}[first]
+                if task >= 0:
+                    assert target == [task == 0, task == 1]
+                    continue
+                # One of the two rows wants mood; the other, with the passage, both.
+                has_context = bool(batch.context_mask[row].any())
+                assert target == ([0.5, 0.5] if has_context else [1.0, 0.0])
+                assert (batch.labels[row].item(), batch.spans[row].tolist()) == (-1, [0, 0])
+                met.append(words(word_tokenizer, batch, row))
+    plain = ["[CLS]", "film", "was", "good", "[SEP]"]
+    both = ["[CLS]", "film", "was", "bad", "who", "led", "[SEP]", *CONTEXT.split(), "[SEP]"]
+    assert sorted(met) == [both] * 6 + [plain] * 6
+
+
+def test_a_step_without_a_share_of_routing_rows(
+    tables: Tables, word_tokenizer: TextTokenizer
+) -> None:
+    planner = build_planner(tables, config(routing_share=0.0), total_steps=2, seed=0)
+    step = StepDataset(tables, planner, word_tokenizer)[0]
+    tasks = torch.cat([batch.task_ids for batch in step.micro_batches]).tolist()
+    assert sorted(tasks) == [0, 0, 1, 1]
+
+
+def test_requests_of_routing_rows(tables: Tables, word_tokenizer: TextTokenizer) -> None:
+    assert tables.routing_validation is not None
+    dataset = RequestDataset(tables.routing_validation, word_tokenizer, config(max_length=16))
+    requests = [dataset[i] for i in range(len(dataset))]
+    assert sorted(row for r in requests for row in r.rows) == [0, 1, 2]
+    for batch in (r.batch for r in requests):
+        assert set(batch.task_ids.tolist()) == {-1}
+        assert batch.target_BT is None and batch.step_rows_T is None
+
+
+def test_validation_asks_tasks_then_routing_rows_then_exemplars(
+    tables: Tables, word_tokenizer: TextTokenizer
+) -> None:
+    planner = build_planner(tables, config(), total_steps=2, seed=0)
+    data = MixtureData(tables=tables, planner=planner, tokenizer=word_tokenizer,
+                       config=config(), steps_per_epoch=2)
+    loaders = data.val_dataloader()
+    expected = (*tables.validation, tables.routing_validation, *tables.exemplars)
+    for loader, table in zip(loaders, expected, strict=True):
+        assert loader.dataset.table is table
+    rows = [sorted(row for r in loader for row in r.rows) for loader in loaders]
+    assert rows == [list(range(n)) for n in (8, 4, 3, 8, 4)]

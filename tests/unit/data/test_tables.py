@@ -11,9 +11,9 @@ import pytest
 
 from moe.data import tables
 from moe.data.augment import add_noise
-from moe.data.collate import TextTokenizer, make_windows
 from moe.data.formats import Answer, Example
 from moe.data.tables import TaskTable, build_table, training_items
+from moe.data.windows import TextTokenizer, make_windows
 from moe.types import InputError, TaskSpec
 
 INTENT = TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay", "ask", "go"),
