@@ -141,20 +141,15 @@ def fit_no_answer(margin_N: Floats, f1_span_N: Floats, f1_none_N: Floats) -> flo
     return float((edges[best] + edges[best + 1]) / 2)
 
 
-def fit_second_task(single_N: Floats, pair_M: Floats, spurious: float = 0.005) -> float | None:
-    """Threshold on the gate's mass above which a further task answers too; None without pairs.
+def fit_second_task(single_N: Floats, spurious: float = 0.007) -> float:
+    """Threshold on the gate's mass above which a further task answers too.
 
-    At most a share `spurious` of the rows of one task get a second answer; the rest of the room up
-    to the next row that needs two is halved.
+    The lowest at which at most a share `spurious` of the rows of one task get a second answer: a
+    gate splits its mass unevenly over two wanted tasks, so what lies above it is needed.
 
     Args:
         single_N: Largest mass on a task that could answer and is not the first choice, for rows
             of one task.
-        pair_M: The smaller mass on the two wanted tasks, for rows of two.
         spurious: In [0, 1].
     """
-    if len(pair_M) == 0 or len(single_N) == 0:
-        return None
-    low = float(np.quantile(single_N, 1 - spurious, method="higher"))
-    above = pair_M[pair_M > low]
-    return (low + float(above.min())) / 2 if len(above) else low
+    return float(np.quantile(single_N, 1 - spurious, method="higher"))

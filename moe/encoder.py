@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, DistilBertConfig, DistilBertModel
 
-from moe.types import InputError
+from moe.types import InputError, Pooling
 
 MINILM = "minilm-l6"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -192,9 +192,29 @@ def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) 
     return hidden_BLD
 
 
-def pool(hidden_BLD: Tensor, attention_mask: Tensor, kind: Literal["mean", "first"]) -> Tensor:
-    """One vector (B, D) per row: the mean over `attention_mask` (B, L) bool, or the first token."""
+def pool(
+    hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling
+) -> Tensor:
+    """What the gate reads of each row: (B, D), or (B, 2D) of kind `both`.
+
+    Args:
+        hidden_BLD: Token states.
+        attention_mask: (B, L) bool, True at tokens.
+        context_mask: (B, L) bool, True at tokens of the passage.
+        kind: `first` is the first token, `mean` the mean over all, `text` that over the tokens
+            before the passage, `both` the last two side by side.
+    """
     if kind == "first":
         return hidden_BLD[:, 0]
-    weights_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)
-    return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+    text_mask = attention_mask & (context_mask.cumsum(1) == 0)
+    masks = {"mean": [attention_mask], "text": [text_mask], "both": [text_mask, attention_mask]}
+    means = []
+    for mask in masks[kind]:
+        weights_BL1 = mask[:, :, None].to(hidden_BLD.dtype)
+        means.append((hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1))
+    return torch.cat(means, dim=-1)
+
+
+def pooled_width(dim: int, kind: Pooling) -> int:
+    """Width of what `pool` returns for an encoder of width `dim`."""
+    return 2 * dim if kind == "both" else dim

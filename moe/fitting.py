@@ -70,15 +70,13 @@ def fit_calibration(
 def _fit_second_task(
     answers: Sequence[Answers], routing: tuple[RoutingTable, Answers] | None
 ) -> float | None:
+    """None where no routing row needs two answers: nothing has taught the gate to give them."""
     if routing is None:
         return None
     table, said = routing
-    pairs = [
-        min(mass_T[task] for task in record["targets"])
-        for record, mass_T in zip(table.read(said.row_N.tolist()), said.mass_NT, strict=True)
-        if len(record["targets"]) == 2
-    ]
-    return fit_second_task(np.concatenate([s.second_N for s in answers]), np.array(pairs))
+    if not any(len(record["targets"]) > 1 for record in table.read(said.row_N.tolist())):
+        return None
+    return fit_second_task(np.concatenate([a.second_N for a in answers]))
 
 
 def fit_abstain(

@@ -19,11 +19,19 @@ class CosineScores(nn.Module):
     """Cosine between a projection of the embedding and one prototype per expert, in [-1, 1].
 
     A new expert is one new row of `prototypes`; the scores of the others do not move.
+
+    Args:
+        dim: Encoder width.
+        width: Width of projection and prototypes.
+        num_experts: Number of prototypes.
+        hidden: Width of a GELU layer before the projection; 0 is none.
     """
 
-    def __init__(self, *, dim: int, width: int, num_experts: int) -> None:
+    def __init__(self, *, dim: int, width: int, num_experts: int, hidden: int = 0) -> None:
         super().__init__()
-        self.projection = nn.Linear(dim, width)
+        self.projection: nn.Module = nn.Linear(hidden or dim, width)
+        if hidden:
+            self.projection = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), self.projection)
         self.prototypes = nn.Parameter(torch.randn(num_experts, width))
 
     def forward(self, pooled_BD: Tensor) -> Tensor:
@@ -40,6 +48,7 @@ class Gate(nn.Module):
         num_experts: Experts of all tasks together.
         kind: `cosine` or `linear`.
         width: Width of the projection, `cosine` only.
+        hidden: Width of a layer before the projection, `cosine` only; 0 is none.
         temperature: Divides the scores.
         noise: Standard deviation of the noise added to the logits in training.
     """
@@ -53,12 +62,13 @@ class Gate(nn.Module):
         num_experts: int,
         kind: Literal["cosine", "linear"] = "cosine",
         width: int = 128,
+        hidden: int = 256,
         temperature: float = 0.1,
         noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.scores: nn.Module = (
-            CosineScores(dim=dim, width=width, num_experts=num_experts)
+            CosineScores(dim=dim, width=width, num_experts=num_experts, hidden=hidden)
             if kind == "cosine"
             else nn.Linear(dim, num_experts)
         )

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import encode, pool
+from moe.encoder import encode, pool, pooled_width
 from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
 from moe.model_config import ModelConfig
-from moe.types import Batch, ExpertOutput, MixtureOutput, Routing, TaskSpec
+from moe.types import Batch, ExpertOutput, MixtureOutput, Pooling, Routing, TaskSpec
 
 
 class Mixture(nn.Module):
@@ -29,7 +29,7 @@ class Mixture(nn.Module):
         gate: Scores all experts.
         experts: By name, in the gate's order.
         tasks: What the experts answer, in the same order.
-        pooling: What the gate reads: the `mean` of the token states, or the `first`.
+        pooling: What the gate reads: see `moe.encoder.pool`.
         top_k: Experts per chosen task at inference.
         train_top_k: Experts per task in training; None is min(2, experts of the task).
         multi_task_threshold: A task above this mass is chosen too; None chooses one task.
@@ -45,7 +45,7 @@ class Mixture(nn.Module):
         gate: Gate,
         experts: dict[str, Expert],
         tasks: Sequence[TaskSpec],
-        pooling: Any = "mean",
+        pooling: Pooling = "both",
         top_k: int = 1,
         train_top_k: int | None = None,
         multi_task_threshold: float | None = None,
@@ -77,7 +77,7 @@ class Mixture(nn.Module):
                 context, and where there is a context all.
         """
         hidden_BLD = encode(self.encoder, batch.input_ids, batch.attention_mask)
-        pooled_BD = pool(hidden_BLD, batch.attention_mask, self.pooling)
+        pooled_BD = pool(hidden_BLD, batch.attention_mask, batch.context_mask, self.pooling)
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(), batch.request_ids
         )
@@ -163,10 +163,11 @@ def build_model(
     """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised."""
     shape = encoder.config
     gate = Gate(
-        dim=shape.dim,
+        dim=pooled_width(shape.dim, config.pooling),
         num_experts=sum(task.num_experts for task in tasks),
         kind=config.gate.kind,
         width=config.gate.width,
+        hidden=config.gate.hidden,
         temperature=config.gate.temperature,
         noise=config.gate.noise,
     )

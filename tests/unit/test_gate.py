@@ -51,10 +51,11 @@ def test_cosine_logits_lie_within_one_over_temperature() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_a_new_prototype_leaves_the_old_logits_bit_equal(batch_size: int) -> None:
+@pytest.mark.parametrize("hidden", [0, 64])
+def test_a_new_prototype_leaves_the_old_logits_bit_equal(batch_size: int, hidden: int) -> None:
     torch.manual_seed(0)
-    old = Gate(dim=32, num_experts=5, kind="cosine", width=128).eval()
-    new = Gate(dim=32, num_experts=6, kind="cosine", width=128).eval()
+    old = Gate(dim=32, num_experts=5, kind="cosine", width=128, hidden=hidden).eval()
+    new = Gate(dim=32, num_experts=6, kind="cosine", width=128, hidden=hidden).eval()
     state = old.state_dict()
     state["scores.prototypes"] = torch.cat([state["scores.prototypes"], torch.randn(1, 128)])
     state["selection_bias"] = torch.zeros(6)

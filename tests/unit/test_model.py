@@ -380,12 +380,12 @@ def test_own_tasks(tiny_model, hand_batch: Batch) -> None:
     assert rows == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["both", "text", "mean", "first"])
 def test_what_the_gate_reads(tiny_model, hand_batch: Batch, pooling: Any) -> None:
     model = tiny_model(pooling=pooling).eval()
     output = model(hand_batch)
     hidden = encode(model.encoder, hand_batch.input_ids, hand_batch.attention_mask)
-    pooled = pool(hidden, hand_batch.attention_mask, pooling)
+    pooled = pool(hidden, hand_batch.attention_mask, hand_batch.context_mask, pooling)
     torch.testing.assert_close(output.pooled_BD, pooled)
     logits = model.gate(pooled, hand_batch.request_ids)
     torch.testing.assert_close(output.routing.logits_BE, logits)

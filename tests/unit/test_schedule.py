@@ -30,7 +30,7 @@ def test_groups_cover_every_trainable_parameter_once(tiny_model) -> None:
 
 
 def test_only_matrices_are_decayed(tiny_model) -> None:
-    groups = grouped_names(tiny_model())
+    groups = grouped_names(tiny_model(gate={"hidden": 0}))
     assert groups["gate"] == ["gate.scores.projection.weight"]
     assert set(groups["gate_no_decay"]) == {"gate.scores.projection.bias", "gate.scores.prototypes"}
     for part in ("encoder", "experts"):
