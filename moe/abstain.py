@@ -30,7 +30,7 @@ class Reference:
 
     Attributes:
         centre_D: Mean of the tasks' mean embeddings.
-        exemplars: By task: (X, D) centred, normalised rows.
+        exemplars: By task, and of the routing rows: (X, D) centred, normalised rows.
         strangers_XD: Texts that fit no task, likewise.
         threshold: A request with a larger score is refused.
     """
@@ -78,7 +78,7 @@ def fit_reference(
     """The reference whose threshold refuses at most a share of each task's validation rows.
 
     Args:
-        exemplars: By task: embeddings (X, D) of training rows.
+        exemplars: By task, and of the routing rows: embeddings (X, D) of training rows.
         strangers_XD: Embeddings of texts that fit no task; without any there is no reference.
         validation: Embeddings (N, D) of other rows of each task.
         refused: In [0, 1].

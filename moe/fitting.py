@@ -87,7 +87,7 @@ def fit_abstain(
     """What the gate refuses, from training rows, held-out strangers and validation rows.
 
     Args:
-        exemplars: By task: embeddings (X, D) of training rows.
+        exemplars: By task, and of the routing rows: embeddings (X, D) of training rows.
         answers: Of the validation rows of each task.
         routing: Held-out routing rows; those without a task are the strangers.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class LitMixture(L.LightningModule):
         config: Of the run.
         validation: Validation tables, in the order of the validation loaders.
         routing: Held-out routing rows, the next validation loader; None without.
-        exemplars: Training rows of each task, the last loaders; empty if no text is known that
+        exemplars: Rows to compare with, the last loaders; empty if no text is known that
             fits no task.
         total_steps: Optimizer steps of the run, for the schedule.
         identity: What a checkpoint must hold beside weights and fitted numbers.
@@ -83,7 +83,7 @@ class LitMixture(L.LightningModule):
         total_steps: int,
         identity: dict[str, Any],
         routing: RoutingTable | None = None,
-        exemplars: Sequence[TaskTable] = (),
+        exemplars: Mapping[str, TaskTable | RoutingTable] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -91,7 +91,7 @@ class LitMixture(L.LightningModule):
         self.config = config
         self.validation = tuple(validation)
         self.routing = routing
-        self.exemplars = tuple(exemplars)
+        self.exemplars = dict(exemplars or {})
         self.total_steps = total_steps
         self.identity = identity
         self.calibration = Calibration()
@@ -250,8 +250,8 @@ class LitMixture(L.LightningModule):
         self.calibration = fit_calibration(self.validation, self.answers, names, recalls, routing)
         if self.exemplars and routing is not None:
             embedded = {
-                table.spec.name: np.concatenate(parts)
-                for table, parts in zip(self.exemplars, self._embedded, strict=True)
+                name: np.concatenate(parts)
+                for name, parts in zip(self.exemplars, self._embedded, strict=True)
             }
             self._embedded = []
             self.calibration = replace(

@@ -186,7 +186,7 @@ class MixtureData(L.LightningDataModule):
         tables: list[TaskTable | RoutingTable] = [*self.tables.validation]
         if self.tables.routing_validation is not None:
             tables.append(self.tables.routing_validation)
-        tables += self.tables.exemplars
+        tables += self.tables.exemplars.values()
         return [
             self._loader(RequestDataset(table, self.tokenizer, self.config)) for table in tables
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -117,8 +117,8 @@ class Tables:
         specs: The tasks.
         train, validation: One table per task.
         routing_train, routing_validation: Routing rows to train on and to fit on; None without.
-        exemplars: Some training rows of each task, to compare requests with; empty if no routing
-            row is without a task.
+        exemplars: What requests are compared with, by task: some of its training rows; and the
+            routing rows that are trained on. Empty if no routing row is without a task.
     """
 
     specs: tuple[TaskSpec, ...]
@@ -126,7 +126,7 @@ class Tables:
     validation: tuple[TaskTable, ...]
     routing_train: RoutingTable | None = None
     routing_validation: RoutingTable | None = None
-    exemplars: tuple[TaskTable, ...] = ()
+    exemplars: dict[str, TaskTable | RoutingTable] = field(default_factory=dict)
 
 
 def build_tables(
@@ -149,12 +149,23 @@ def build_tables(
         ),
         routing_train=routing_train,
         routing_validation=routing_held,
-        exemplars=tuple(_exemplars(table, seed) for table in train) if strangers else (),
+        exemplars=_exemplars(train, routing_train, seed) if strangers else {},
     )
     return tables, [*(describe(task) for task in read), *routing_line]
 
 
-def _exemplars(table: TaskTable, seed: int) -> TaskTable:
+def _exemplars(
+    tables: Sequence[TaskTable], routing: RoutingTable | None, seed: int
+) -> dict[str, TaskTable | RoutingTable]:
+    chosen: dict[str, TaskTable | RoutingTable] = {
+        table.spec.name: _some_rows(table, seed) for table in tables
+    }
+    if routing is not None:  # unusual forms of a task's requests are not strangers
+        chosen["routing rows"] = routing
+    return chosen
+
+
+def _some_rows(table: TaskTable, seed: int) -> TaskTable:
     """A random part of a table, about as many tokens of each task: a passage costs a pass too."""
     order = np.random.default_rng(seed).permutation(len(table))
     tokens = (table.lengths("text_ids") + table.lengths("context_ids"))[order]

@@ -169,7 +169,8 @@ def validate(lit: LitMixture, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
     logged: dict[str, float] = {}
     monkeypatch.setattr(lit, "_trainer", SimpleNamespace(global_step=3))
     monkeypatch.setattr(lit, "log_dict", lambda values, **_: logged.update(values))
-    asked = [*lit.validation, *([] if lit.routing is None else [lit.routing]), *lit.exemplars]
+    asked = [*lit.validation, *([] if lit.routing is None else [lit.routing]),
+             *lit.exemplars.values()]
     lit.on_validation_epoch_start()
     for number, table in enumerate(asked):
         dataset = RequestDataset(table, bundle.tokenizer, bundle.config.data)
@@ -182,7 +183,8 @@ def validate(lit: LitMixture, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
 def test_validation_fits_on_routing_rows(tables, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, task_tables = tables
     routing = RoutingTable(ROUTING, TASKS, bundle.tokenizer)
-    lit = lit_of(bundle.model, validation=task_tables, routing=routing, exemplars=task_tables)
+    lit = lit_of(bundle.model, validation=task_tables, routing=routing,
+                 exemplars={table.spec.name: table for table in task_tables})
     logged = validate(lit, bundle, monkeypatch)
     assert [len(said.row_N) for said in lit.answers] == [2, 3, 4]  # not of the routing rows
     reference = lit.calibration.reference
@@ -211,7 +213,8 @@ def test_the_second_task_is_fitted_on_the_gates_masses(
 ) -> None:
     bundle, task_tables = tables
     routing = RoutingTable(ROUTING, TASKS, bundle.tokenizer)
-    lit = lit_of(bundle.model, validation=task_tables, routing=routing, exemplars=task_tables)
+    lit = lit_of(bundle.model, validation=task_tables, routing=routing,
+                 exemplars={table.spec.name: table for table in task_tables})
     validate(lit, bundle, monkeypatch)
     single = np.concatenate([said.second_N for said in lit.answers])
     assert lit.calibration.second_task == pytest.approx(fit_second_task(single), abs=1e-6)

@@ -64,7 +64,7 @@ def tables(tmp_path: Path, word_tokenizer: TextTokenizer) -> Tables:
         specs=(MOOD, QA), train=(mood_table, qa_table), validation=(mood_table, qa_table),
         routing_train=RoutingTable(rows, ("mood", "qa"), word_tokenizer),
         routing_validation=RoutingTable(held, ("mood", "qa"), word_tokenizer),
-        exemplars=(mood_table, qa_table),
+        exemplars={"mood": mood_table, "qa": qa_table},
     )
 
 
@@ -133,7 +133,7 @@ def test_validation_asks_tasks_then_routing_rows_then_exemplars(
     data = MixtureData(tables=tables, planner=planner, tokenizer=word_tokenizer,
                        config=config(), steps_per_epoch=2)
     loaders = data.val_dataloader()
-    expected = (*tables.validation, tables.routing_validation, *tables.exemplars)
+    expected = (*tables.validation, tables.routing_validation, *tables.exemplars.values())
     for loader, table in zip(loaders, expected, strict=True):
         assert loader.dataset.table is table
     rows = [sorted(row for r in loader for row in r.rows) for loader in loaders]

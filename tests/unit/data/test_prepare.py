@@ -70,13 +70,13 @@ def test_a_part_without_rows_has_no_table(build, texts: list, present: tuple[boo
 
 def test_without_routing_rows(build) -> None:
     tables, lines = build(routing=None)
-    assert (tables.routing_train, tables.routing_validation, tables.exemplars) == (None, None, ())
+    assert (tables.routing_train, tables.routing_validation, tables.exemplars) == (None, None, {})
     assert len(lines) == 2
 
 
 def test_one_task_leaves_nothing_to_route(build) -> None:
     tables, lines = build(*ROWS, STRANGER, tasks={"mood": TASKS["mood"]})
-    assert (tables.routing_train, tables.routing_validation, tables.exemplars) == (None, None, ())
+    assert (tables.routing_train, tables.routing_validation, tables.exemplars) == (None, None, {})
     assert len(lines) == 1
 
 
@@ -92,12 +92,14 @@ def test_a_mistake_names_the_setting(build) -> None:
 
 def test_exemplars_are_training_rows_where_a_text_fits_no_task(build) -> None:
     tables, _ = build(*ROWS, STRANGER)
-    assert [table.spec.name for table in tables.exemplars] == ["mood", "intent"]
-    for table, train in zip(tables.exemplars, tables.train, strict=True):
+    assert list(tables.exemplars) == ["mood", "intent", "routing rows"]
+    assert tables.exemplars["routing rows"] is tables.routing_train
+    for train in tables.train:
+        table = tables.exemplars[train.spec.name]
         assert sorted(r["text"] for r in table.read(range(6))) == sorted(
             r["text"] for r in train.read(range(6)))
         assert table.task == train.task
-    assert build(*ROWS)[0].exemplars == ()  # nothing to compare them with
+    assert build(*ROWS)[0].exemplars == {}  # nothing to compare them with
 
 
 def test_a_passage_counts_too(
@@ -108,7 +110,7 @@ def test_a_passage_counts_too(
     rows = [Example(text="who", context="very " * 8 + "good") for _ in range(8)]
     table = build_table(rows, spec, 0, word_tokenizer, tmp_path / "cache")
     # 1 + 9 tokens a row: 30 are below 35, 40 are not.
-    assert len(prepare._exemplars(table, seed=0)) == 3
+    assert len(prepare._some_rows(table, seed=0)) == 3
 
 
 @pytest.mark.parametrize(("limits", "low", "high"), [
@@ -124,12 +126,12 @@ def test_exemplars_are_limited(
         monkeypatch.setattr(prepare, name, value)
     chosen = set()
     for seed in range(5):
-        table = build(STRANGER, seed=seed)[0].exemplars[0]
+        table = build(STRANGER, seed=seed)[0].exemplars["mood"]
         assert low <= len(table) <= high
         tokens = table.lengths("text_ids")  # of the chosen rows, not of the first of the table
         assert tokens.tolist() == [len(r["text_ids"]) for r in table.read(range(len(table)))]
         assert len(table) == 1 or tokens.sum() <= limits.get("EXEMPLAR_TOKENS", 99)
         chosen.add(tuple(tokens.tolist()))
-        again = build(STRANGER, seed=seed)[0].exemplars[0]
+        again = build(STRANGER, seed=seed)[0].exemplars["mood"]
         assert again.lengths("text_ids").tolist() == tokens.tolist()
     assert len(chosen) > 1  # a random part, by the seed
