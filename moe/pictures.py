@@ -116,7 +116,7 @@ def _image(writer: Any, tag: str, step: int, draw: Callable[[], Any]) -> None:
 def _classifier(
     writer: Any, table: TaskTable, result: ClassifierResult, step: int, draws: bool
 ) -> None:
-    """Confusions, reliability and, where a task has out-of-scope rows, their curve."""
+    """Confusions, reliability and, where a task has out-of-scope rows, their curves."""
     spec, name = table.spec, table.spec.name
     inside_N = result.label_N < len(spec.labels)
     if draws:
@@ -139,6 +139,16 @@ def _classifier(
             lambda: plots.reliability_diagram(result.confidence_N[kept_N], right_N),
         )
     if spec.out_of_scope is not None and inside_N.any() and not inside_N.all():
+        if draws:
+            right_N = result.predicted_N == result.label_N
+            _image(
+                writer,
+                f"pictures_{name}/out_of_scope",
+                step,
+                lambda: plots.out_of_scope_tradeoff(
+                    result.score_N, inside_N, right_N, result.rejected_N
+                ),
+            )
         # Ranks, as for AUPR: the curve wants [0, 1], and a sigmoid would tie far scores.
         ranks_N = np.unique(result.score_N, return_inverse=True)[1] / len(result.score_N)
         writer.add_pr_curve(f"{name}_out_of_scope/pr_curve", ~inside_N, ranks_N, step)

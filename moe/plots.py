@@ -198,3 +198,39 @@ def reliability_diagram(
     counts.bar(middle, rows, width, color=_GREY)
     counts.set(xlabel="confidence", ylabel="rows")
     return figure
+
+
+def out_of_scope_tradeoff(
+    score_N: NDArray[np.float64],
+    inside_N: NDArray[np.bool_],
+    right_N: NDArray[np.bool_],
+    rejected_N: NDArray[np.bool_],
+) -> Figure:
+    """What refusing more costs: in-scope accuracy against recall of out-of-scope rows.
+
+    Args:
+        score_N: Larger is further out of scope.
+        inside_N: The rows that belong to a class, some of N but not all.
+        right_N: Whether the class is right.
+        rejected_N: What the fitted threshold refuses: the marked point.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    order_N = np.argsort(-score_N, kind="stable")  # the first rows are refused first
+    recall_N = np.cumsum(~inside_N[order_N]) / (~inside_N).sum()
+    kept_right_N = right_N & inside_N
+    accuracy_N = (kept_right_N.sum() - np.cumsum(kept_right_N[order_N])) / inside_N.sum()
+    axes.plot(100 * recall_N, 100 * accuracy_N, color=_RIGHT)
+    recall = 100 * float(rejected_N[~inside_N].mean())
+    accuracy = 100 * float((kept_right_N & ~rejected_N).sum() / inside_N.sum())
+    axes.plot([recall], [accuracy], "o", color=_WRONG, label="fitted threshold")
+    axes.set_title(f"{accuracy:.1f} % right at {recall:.0f} % out-of-scope recall", fontsize=12)
+    axes.set(
+        xlabel="out-of-scope rows refused (%)",
+        ylabel="in-scope rows answered and right (%)",
+        xlim=(0, 100),
+        ylim=(max(accuracy - 15, 0), min(100 * accuracy_N[0] + 2, 100)),
+    )
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(loc="lower left")
+    return figure

@@ -50,6 +50,17 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
     assert encoder == ["model.encoder.embeddings.word_embeddings.weight"]
 
 
+def test_the_pictures_of_a_run_are_saved(trained: Path, run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "pictures"
+    lines = run("scripts/figures.py", trained, out).stdout.splitlines()
+    assert {Path(line).name for line in lines} >= {"gate-routing_matrix.png", "load.png"}
+    for line in lines:
+        assert Path(line).read_bytes()[:4] == b"\x89PNG"
+    (tmp_path / "empty").mkdir()
+    assert "has no pictures" in run("scripts/figures.py", tmp_path / "empty", out, code=2).stderr
+
+
 def test_eval_repeats_the_validation_of_the_checkpoint(
     trained: Path, project: Path, run: Run
 ) -> None:

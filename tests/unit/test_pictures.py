@@ -129,7 +129,8 @@ def test_validation_writes_every_documented_tag_at_the_global_step(logger):
     events = written(logger)
     tags = events.Tags()
     assert set(tags["images"]) == {
-        "pictures_gate/routing_matrix", "pictures_intent/confusion", "pictures_intent/reliability"
+        "pictures_gate/routing_matrix", "pictures_intent/confusion", "pictures_intent/reliability",
+        "pictures_intent/out_of_scope",
     }
     assert set(tags["histograms"]) == {"gate_mass/qa", "gate_mass/intent"}
     assert set(tags["tensors"]) == {
@@ -137,7 +138,7 @@ def test_validation_writes_every_documented_tag_at_the_global_step(logger):
     }
     steps = [e.step for kind in (events.Images, events.Histograms, events.Tensors)
              for tag in tags[kind.__name__.lower()] for e in kind(tag)]
-    assert steps == [30] * 8
+    assert steps == [30] * 9
 
 
 def test_gate_mass_is_of_the_own_task_and_counts_every_row(logger):

@@ -82,6 +82,20 @@ def test_reliability_of_no_rows_and_of_full_confidence():
     assert figure.axes[1].patches[-1].get_height() == 3  # 1.0 is in the last bin
 
 
+def test_out_of_scope_tradeoff_by_hand():
+    # Refused in this order: out, in and wrong, in and right, out, in and right.
+    score = np.array([4.0, 1, 5, 3, 2])
+    inside = np.array([True, True, False, True, False])
+    right = np.array([False, True, False, True, True])
+    rejected = score > 3.5
+    axes = plots.out_of_scope_tradeoff(score, inside, right, rejected).axes[0]
+    curve, point = axes.lines
+    np.testing.assert_allclose(curve.get_xdata(), [50, 50, 50, 100, 100])
+    np.testing.assert_allclose(curve.get_ydata(), np.array([2, 2, 1, 1, 0]) * 100 / 3)
+    np.testing.assert_allclose(point.get_xydata(), [[50, 200 / 3]])
+    assert axes.get_title() == "66.7 % right at 50 % out-of-scope recall"
+
+
 def test_pixels_have_the_size_that_tensorboard_shows():
     image = plots.pixels(plots.routing_matrix(np.eye(2), ["a", "b"], ["a-0", "b-0"]))
     assert image.shape == (450, 600, 3) and image.dtype == np.uint8
