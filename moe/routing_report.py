@@ -103,15 +103,17 @@ class Routers:
     Attributes:
         rows: The requests.
         gate, rule, words: Task names.
+        refused: Whether the gate abstains, although each row belongs to a task.
     """
 
     rows: Sequence[RoutingRow]
     gate: Sequence[str]
     rule: Sequence[str]
     words: Sequence[str]
+    refused: Sequence[bool]
 
     def table(self) -> dict[str, dict[str, float]]:
-        """By category and in total: `n`, and the share right of each router."""
+        """By category and in total: `n`, the share right of each router, the share `refused`."""
         categories = ["all", *dict.fromkeys(row.category for row in self.rows)]
         return {category: self._line(category) for category in categories}
 
@@ -120,7 +122,8 @@ class Routers:
         rows = [self.rows[i] for i in mine]
         routers = {"gate": self.gate, "rule": self.rule, "words": self.words}
         right = {k: share_right(rows, [said[i] for i in mine]) for k, said in routers.items()}
-        return {"n": float(len(rows)), **right}
+        refused = float(np.mean([self.refused[i] for i in mine]))
+        return {"n": float(len(rows)), **right, "refused": refused}
 
 
 def compare_routers(
@@ -133,6 +136,7 @@ def compare_routers(
         gate=[answer["routing"][0]["task"] for answer in said],
         rule=by_rule(rows, fit_rule(train)),
         words=by_words(train, rows),
+        refused=[answer["abstained"] for answer in said],
     )
 
 

@@ -61,9 +61,11 @@ def test_a_choice_is_right_if_it_is_one_of_the_tasks() -> None:
 
 def test_table_by_category() -> None:
     rows = [row("x", "qa"), row("y", "qa", category="b"), row("z", "intent", category="b")]
-    table = Routers(rows=rows, gate=["qa"] * 3, rule=["intent"] * 3, words=["qa"] * 3).table()
-    assert table["all"] == pytest.approx({"n": 3, "gate": 2 / 3, "rule": 1 / 3, "words": 2 / 3})
-    assert table["b"] == {"n": 2, "gate": 0.5, "rule": 0.5, "words": 0.5}
+    table = Routers(rows=rows, gate=["qa"] * 3, rule=["intent"] * 3, words=["qa"] * 3,
+                    refused=[True, False, False]).table()
+    assert table["all"] == pytest.approx(
+        {"n": 3, "gate": 2 / 3, "rule": 1 / 3, "words": 2 / 3, "refused": 1 / 3})
+    assert table["b"] == {"n": 2, "gate": 0.5, "rule": 0.5, "words": 0.5, "refused": 0.0}
 
 
 class Fake:
