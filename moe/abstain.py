@@ -21,6 +21,7 @@ from moe.decode import Floats
 
 NEIGHBOURS = 3
 REFUSED = 0.007  # share of each task's validation rows that may be refused, below the aim of 1 %
+UNUSUAL_REFUSED = 0.02  # of the routing rows of a task: unusual forms lie nearer to strangers
 Vectors = NDArray[np.float32]
 
 
@@ -73,15 +74,17 @@ def fit_reference(
     exemplars: Mapping[str, Vectors],
     strangers_XD: Vectors,
     validation: Sequence[Vectors],
+    unusual_ND: Vectors | None = None,
     refused: float = REFUSED,
 ) -> Reference | None:
-    """The reference whose threshold refuses at most a share of each task's validation rows.
+    """The reference whose threshold refuses at most a share of the rows that belong to a task.
 
     Args:
         exemplars: By task, and of the routing rows: embeddings (X, D) of training rows.
         strangers_XD: Embeddings of texts that fit no task; without any there is no reference.
         validation: Embeddings (N, D) of other rows of each task.
-        refused: In [0, 1].
+        unusual_ND: Of other routing rows with a task, None without any.
+        refused: Share of each task's rows, in [0, 1].
     """
     if len(strangers_XD) == 0 or any(len(rows_ND) == 0 for rows_ND in validation):
         return None
@@ -94,22 +97,31 @@ def fit_reference(
         strangers_XD=_rounded(normalise(strangers_XD, centre_D)),
         threshold=np.inf,
     )
-    return with_threshold(unfitted, validation, refused)
+    return with_threshold(unfitted, validation, unusual_ND, refused)
 
 
 def with_threshold(
-    reference: Reference, validation: Sequence[Vectors], refused: float = REFUSED
+    reference: Reference,
+    validation: Sequence[Vectors],
+    unusual_ND: Vectors | None = None,
+    refused: float = REFUSED,
 ) -> Reference:
-    """The reference with a threshold that refuses at most a share of each task's rows.
+    """The reference with a threshold that refuses at most a share of rows that belong to a task.
 
     Args:
         reference: Whatever its threshold is.
         validation: Embeddings (N, D) of rows of each task, none of them an exemplar.
-        refused: In [0, 1].
+        unusual_ND: Of routing rows with a task, of which `UNUSUAL_REFUSED` may be refused.
+        refused: Share of each task's rows, in [0, 1].
     """
-    scores = [stranger_scores(rows_ND, reference) for rows_ND in validation]
-    threshold = max(float(np.quantile(s, 1 - refused, method="higher")) for s in scores)
-    return replace(reference, threshold=threshold)
+    groups = [(rows_ND, refused) for rows_ND in validation]
+    if unusual_ND is not None and len(unusual_ND):
+        groups.append((unusual_ND, UNUSUAL_REFUSED))
+    thresholds = [
+        float(np.quantile(stranger_scores(rows_ND, reference), 1 - share, method="higher"))
+        for rows_ND, share in groups
+    ]
+    return replace(reference, threshold=max(thresholds))
 
 
 def _rounded(values: Vectors) -> Vectors:

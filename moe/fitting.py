@@ -89,8 +89,13 @@ def fit_abstain(
     Args:
         exemplars: By task, and of the routing rows: embeddings (X, D) of training rows.
         answers: Of the validation rows of each task.
-        routing: Held-out routing rows; those without a task are the strangers.
+        routing: Held-out routing rows: strangers, and unusual requests that must not be refused.
     """
     table, said = routing
     strange_N = np.array([not record["targets"] for record in table.read(said.row_N.tolist())])
-    return fit_reference(exemplars, said.pooled_ND[strange_N], [a.pooled_ND for a in answers])
+    return fit_reference(
+        exemplars,
+        said.pooled_ND[strange_N],
+        [own.pooled_ND for own in answers],
+        said.pooled_ND[~strange_N],
+    )

@@ -185,6 +185,7 @@ def refusals(
     validation: Sequence[TaskTable],
     fitted: RoutingTable,
     measured: RoutingTable,
+    unusual: RoutingTable | None = None,
 ) -> dict[str, dict[str, float]]:
     """By kind of stranger: `n`, the share `refused`, and that of a fit without the kind.
 
@@ -193,10 +194,12 @@ def refusals(
         validation: Rows of the tasks, for the threshold of such a fit.
         fitted: Strangers that the model was fitted on.
         measured: Strangers to refuse.
+        unusual: Routing rows with a task that the threshold was fitted on too.
     """
     reference = model.bundle.calibration.reference
     assert reference is not None
     own = [embed_rows(model, table) for table in validation]
+    unusual_ND = None if unusual is None else embed_rows(model, unusual)
     kept_XD, asked_ND = embed_rows(model, fitted), embed_rows(model, measured)
     kept = np.array([row.category for row in fitted.rows])
     asked = np.array([row.category for row in measured.rows])
@@ -204,7 +207,7 @@ def refusals(
     for kind in dict.fromkeys(asked.tolist()):
         mine_ND = asked_ND[asked == kind]
         strangers_XD = normalise(kept_XD[kept != kind], reference.centre_D)
-        without = with_threshold(replace(reference, strangers_XD=strangers_XD), own)
+        without = with_threshold(replace(reference, strangers_XD=strangers_XD), own, unusual_ND)
         shares[kind] = {
             "n": float(len(mine_ND)),
             "refused": _refused(mine_ND, reference),
@@ -254,12 +257,14 @@ def measure_routing(
         report["two_answers"] = two_answers(model, pairs, span_task, label_task)
     strange = [row for row in asked if not row.tasks]
     if strange and bundle.calibration.reference is not None and tables.routing_validation:
-        fitted = [row for row in tables.routing_validation.rows if not row.tasks]
+        held = tables.routing_validation.rows
+        fitted, unusual = ([r for r in held if bool(r.tasks) == has] for has in (False, True))
         report["refused"] = refusals(
             model,
             tables.validation,
             RoutingTable(fitted, names, bundle.tokenizer),
             RoutingTable(strange, names, bundle.tokenizer),
+            RoutingTable(unusual, names, bundle.tokenizer) if unusual else None,
         )
     return report
 

@@ -125,8 +125,18 @@ def test_the_threshold_is_that_of_the_task_which_needs_the_highest(
     alone = fit_circle(b, refused=refused)
     assert alone.threshold < fitted.threshold
     # A threshold is fitted anew without moving anything else.
-    again = with_threshold(alone, [a, b], refused)
+    again = with_threshold(alone, [a, b], refused=refused)
     assert again == replace(alone, threshold=fitted.threshold)
+
+
+def test_unusual_rows_raise_the_threshold_as_a_task_does() -> None:
+    usual = circle(20, 0, 10)
+    assert fit_circle(usual).threshold == score_at(20)
+    # 2 % of 60 rows are one: the highest but one decides.
+    unusual = circle(88, *range(10, 69))
+    assert fit_circle(usual, unusual_ND=unusual).threshold == score_at(68)
+    assert fit_circle(usual, unusual_ND=circle(5)).threshold == score_at(20)
+    assert fit_circle(usual, unusual_ND=NOBODY).threshold == score_at(20)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -139,7 +149,8 @@ def test_no_task_has_more_refused_than_the_share(seed: int) -> None:
     )
     strangers = random.normal(size=(30, 6)).astype(np.float32) * 3
     refused = REFUSED if seed % 2 else 0.1
-    fitted = fit_reference(dict(zip("abc", exemplars, strict=True)), strangers, validation, refused)
+    fitted = fit_reference(dict(zip("abc", exemplars, strict=True)), strangers, validation,
+                           refused=refused)
     assert fitted is not None
     scores = [stranger_scores(rows, fitted) for rows in validation]
     assert max((s > fitted.threshold).mean() for s in scores) <= refused

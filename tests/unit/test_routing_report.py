@@ -99,14 +99,14 @@ def test_refusals_by_kind_and_without_the_kind(word_bundle: Callable[..., Bundle
     model = MixtureOfExperts(bundle)
     table = RoutingTable(kinds, names, bundle.tokenizer)
     reference = Reference(
-        centre_D=np.zeros(32, dtype=np.float32),
-        exemplars={"qa": np.ones((1, 32), dtype=np.float32) / np.sqrt(np.float32(32))},
-        strangers_XD=-np.ones((1, 32), dtype=np.float32) / np.sqrt(np.float32(32)),
+        centre_D=np.zeros(64, dtype=np.float32),
+        exemplars={"qa": np.ones((1, 64), dtype=np.float32) / np.sqrt(np.float32(64))},
+        strangers_XD=-np.ones((1, 64), dtype=np.float32) / np.sqrt(np.float32(64)),
         threshold=-3.0,  # below every score: all are refused
     )
     model = MixtureOfExperts(word_bundle(Calibration(reference=reference)))
     own = [RoutingTable([row("the abbot led", "qa")], names, bundle.tokenizer)]
-    found = refusals(model, own, table, table)  # type: ignore[arg-type]
+    found = refusals(model, own, table, table, own[0])  # type: ignore[arg-type]
     assert {kind: (v["n"], v["refused"]) for kind, v in found.items()} == {
         "news": (1.0, 1.0), "code": (1.0, 1.0),
     }
