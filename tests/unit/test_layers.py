@@ -17,11 +17,12 @@ LAYERS = {
         "data.__init__", "data.formats", "data.sources", "data.cleaning", "data.augment",
         "data.collate", "data.routing", "data.tables", "data.windows", "data.mixing",
         "data.prepare"},
-    2: {"model", "abstain", "calibration", "fitting", "readout", "collect", "evaluation",
-        "data.module"},
+    2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
+        "evaluation", "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
+    5: {"batch_prediction", "pipeline"},
 }
-TOP = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
+REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
                   "batch_prediction"},
@@ -42,7 +43,7 @@ MODULES = modules()
 
 
 def layer(name: str) -> int:
-    return next((number for number, names in LAYERS.items() if name in names), TOP)
+    return next((number for number, names in LAYERS.items() if name in names), REST)
 
 
 def imported(file: Path) -> set[str]:
