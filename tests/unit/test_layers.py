@@ -20,13 +20,20 @@ LAYERS = {
     2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
         "evaluation", "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
-    5: {"batch_prediction", "pipeline"},
+    5: {"batch_prediction", "pipeline", "server.__init__", "server.admission", "server.app",
+        "server.batcher", "server.edge", "server.errors", "server.logs", "server.metrics",
+        "server.model", "server.page", "server.run", "server.schema", "server.service",
+        "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
                   "batch_prediction"},
     "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "extract"},
+    "fastapi": {"server.app"},
+    "starlette": {"server.app", "server.page", "server.service"},
+    "uvicorn": {"server.run"},
+    "prometheus_client": {"server.metrics"},
 }
 LONGEST_ENTRY_POINT = 70  # lines
 
