@@ -42,7 +42,7 @@ class Reference:
     threshold: float
 
 
-def _nearest(vectors_ND: Vectors, kept_XD: Vectors) -> Floats:
+def nearest(vectors_ND: Vectors, kept_XD: Vectors) -> Floats:
     """Mean cosine (N,) to the `NEIGHBOURS` most similar of the kept rows."""
     similarity_NX = vectors_ND @ kept_XD.T
     count = min(NEIGHBOURS, similarity_NX.shape[1])
@@ -65,8 +65,8 @@ def stranger_scores(pooled_ND: Vectors, reference: Reference) -> Floats:
         reference: What they are compared with.
     """
     unit_ND = normalise(pooled_ND, reference.centre_D)
-    own_TN = [_nearest(unit_ND, kept_XD) for kept_XD in reference.exemplars.values()]
-    scores: Floats = _nearest(unit_ND, reference.strangers_XD) - np.max(own_TN, axis=0)
+    own_TN = [nearest(unit_ND, kept_XD) for kept_XD in reference.exemplars.values()]
+    scores: Floats = nearest(unit_ND, reference.strangers_XD) - np.max(own_TN, axis=0)
     return scores
 
 

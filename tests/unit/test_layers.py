@@ -17,15 +17,23 @@ LAYERS = {
         "data.__init__", "data.formats", "data.sources", "data.cleaning", "data.augment",
         "data.collate", "data.routing", "data.tables", "data.windows", "data.mixing",
         "data.prepare"},
-    2: {"model", "abstain", "calibration", "fitting", "readout", "collect", "evaluation",
-        "data.module"},
+    2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
+        "evaluation", "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
+    5: {"batch_prediction", "pipeline", "server.__init__", "server.admission", "server.app",
+        "server.batcher", "server.edge", "server.errors", "server.logs", "server.metrics",
+        "server.model", "server.page", "server.run", "server.schema", "server.service",
+        "server.settings"},
 }
-TOP = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
+REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
                   "batch_prediction"},
     "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "extract"},
+    "fastapi": {"server.app"},
+    "starlette": {"server.app", "server.page", "server.service"},
+    "uvicorn": {"server.run"},
+    "prometheus_client": {"server.metrics"},
 }
 LONGEST_ENTRY_POINT = 70  # lines
 
@@ -42,7 +50,7 @@ MODULES = modules()
 
 
 def layer(name: str) -> int:
-    return next((number for number, names in LAYERS.items() if name in names), TOP)
+    return next((number for number, names in LAYERS.items() if name in names), REST)
 
 
 def imported(file: Path) -> set[str]:

@@ -1,0 +1,86 @@
+"""Why a request was routed as it was, and why the gate abstained; numpy alone.
+
+Dimensions: N requests, D width of the pooled embedding, T tasks, E experts, X kept rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.abstain import Reference, Vectors, nearest, normalise, stranger_scores
+from moe.types import TaskSpec
+
+STRANGERS = "strangers"  # beside the names of the exemplars in a distance
+
+
+def refusals(
+    tasks: Sequence[TaskSpec], pooled_ND: Vectors, reference: Reference
+) -> list[str | None]:
+    """Why the gate abstains from each request, None where it does not.
+
+    Args:
+        tasks: All tasks of the model.
+        pooled_ND: What the gate read, the mean over the windows of a request.
+        reference: What they are compared with.
+    """
+    names = ", ".join(task.name for task in tasks)
+    return [
+        f"fits no task: closer to texts outside {names} (score {score:.2f}, refused above "
+        f"{reference.threshold:.2f}); name the tasks to get an answer"
+        if score > reference.threshold
+        else None
+        for score in stranger_scores(pooled_ND, reference)
+    ]
+
+
+def similarities(pooled_ND: Vectors, reference: Reference) -> list[dict[str, float]]:
+    """For each request the mean cosine to the nearest exemplars of each kind, and to strangers.
+
+    The score that decides on abstaining is that of the strangers minus the largest other.
+    """
+    unit_ND = normalise(pooled_ND, reference.centre_D)
+    kept = {**reference.exemplars, STRANGERS: reference.strangers_XD}
+    columns = {name: nearest(unit_ND, kept_XD) for name, kept_XD in kept.items()}
+    return [
+        {name: float(cosine_N[row]) for name, cosine_N in columns.items()}
+        for row in range(len(unit_ND))
+    ]
+
+
+def explanation(
+    tasks: Sequence[TaskSpec],
+    *,
+    probability_E: Any,
+    mass_T: Any,
+    answerable_T: Any,
+    distance: Mapping[str, float] | None,
+    reason: str | None,
+) -> dict[str, Any]:
+    """What the gate saw of one request, for `explain=True`.
+
+    `runner_up` is the second task in the gate's order among those that can answer, and `margin`
+    the mass of the first minus its own, in [0, 1]; both are None if only one can. They are the
+    gate's view also where the request named its tasks.
+
+    Args:
+        tasks: All tasks of the model.
+        probability_E: (E,) the gate's probabilities.
+        mass_T: (T,) their sums over the experts of a task.
+        answerable_T: (T,) bool, False where a task needs a context and there is none.
+        distance: Of `similarities`, None without a fitted reference.
+        reason: Why the gate abstained, None where it did not.
+    """
+    names = [name for task in tasks for name in task.expert_names]
+    order = [t for t in np.argsort(-np.asarray(mass_T), kind="stable") if answerable_T[t]]
+    first, second = order[0], order[1] if len(order) > 1 else None
+    return {
+        "probabilities": {n: float(p) for n, p in zip(names, probability_E, strict=True)},
+        "task_mass": {task.name: float(m) for task, m in zip(tasks, mass_T, strict=True)},
+        "runner_up": None if second is None else tasks[second].name,
+        "margin": None if second is None else float(mass_T[first] - mass_T[second]),
+        "distance": None if distance is None else dict(distance),
+        "reason": reason,
+    }

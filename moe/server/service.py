@@ -1,0 +1,147 @@
+"""One `POST /predict` from its bytes to its answer, over a model and a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from moe.requests import Request
+from moe.server.admission import (
+    Asked,
+    check_key,
+    check_requests,
+    check_type,
+    parse_body,
+    read_body,
+)
+from moe.server.batcher import Answer, Batcher, QueueFull
+from moe.server.edge import CLIENT_GONE, Note
+from moe.server.errors import failed, overloaded, too_large, unhealthy
+from moe.server.metrics import Metrics
+from moe.server.model import Served
+from moe.server.settings import Settings
+
+_LONG = 10_000  # characters above which tokens are counted beside the loop, not on it
+
+log = logging.getLogger("moe.server")
+
+
+class Service:
+    """The model with its queue.
+
+    Args:
+        served: The model.
+        settings: Limits, keys, what to log.
+        version: Of this project, for the metrics.
+
+    Attributes:
+        draining: Set at SIGTERM: what was accepted is answered, nothing new is taken.
+    """
+
+    def __init__(self, served: Served, settings: Settings, version: str) -> None:
+        self.served = served
+        self.settings = settings
+        self.draining = False
+        self.metrics = Metrics(served.tasks, served.backend, version)
+        self.batcher = Batcher(
+            served.answer,
+            batch_tokens=settings.limits.batch_tokens,
+            queue_items=settings.limits.queue_items,
+            queue_tokens=settings.limits.queue_tokens,
+            observe=self.metrics.batch,
+        )
+        self.metrics.watch(self.batcher)
+
+    async def predict(self, request: HttpRequest) -> Response:
+        """Answers the requests of a body.
+
+        Raises:
+            Refusal: They are not answered; see `admission` and `errors`.
+        """
+        note: Note = request.state.note
+        try:
+            asked = await self._admit(request)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        tokens = await self._count(asked.requests)
+        note.fields |= {"items": len(tokens), "tokens": sum(tokens)}
+        outcomes = await self._outcomes(request, self._submit(asked.requests, tokens))
+        if outcomes is None:
+            return Response(status_code=CLIENT_GONE)
+        answers = [_checked(outcome, note) for outcome in outcomes]
+        self._note(note, asked, answers)
+        # No NaN, which is no JSON; and whatever UTF-8 cannot hold becomes a question mark.
+        text = json.dumps(
+            answers if asked.many else answers[0], ensure_ascii=False, allow_nan=False
+        )
+        return Response(text.encode("utf-8", "replace"), media_type="application/json")
+
+    async def _admit(self, request: HttpRequest) -> Asked:
+        limits = self.settings.limits
+        check_key(request.headers.get("authorization"), self.settings.api_keys)
+        check_type(request.headers)
+        if self.draining:
+            raise unhealthy("the server is shutting down")
+        if self.batcher.full:  # before the body is read: a refusal has to be cheap
+            raise overloaded(self.batcher.retry_after())
+        body = await read_body(request.stream(), request.headers.get("content-length"), limits)
+        return check_requests(parse_body(body), limits, self.served.tasks)
+
+    async def _count(self, requests: Sequence[Request]) -> list[int]:
+        count = self.served.count_tokens
+        size = sum(len(request.text) + len(request.context or "") for request in requests)
+        tokens = await asyncio.to_thread(count, requests) if size > _LONG else count(requests)
+        most = self.settings.limits.queue_tokens
+        if sum(tokens) > most:
+            raise too_large(f"{sum(tokens)} tokens, at most {most} at once (--max-queue-tokens)")
+        return tokens
+
+    def _submit(
+        self, requests: Sequence[Request], tokens: Sequence[int]
+    ) -> list[asyncio.Future[Answer]]:
+        try:
+            return self.batcher.submit(requests, tokens)
+        except QueueFull as error:
+            raise overloaded(error.retry_after) from error
+
+    async def _outcomes(
+        self, request: HttpRequest, futures: list[asyncio.Future[Answer]]
+    ) -> list[Answer | BaseException] | None:
+        """For each request its answer or what was raised; None if the client has gone."""
+        answered = asyncio.gather(*futures, return_exceptions=True)
+        gone = asyncio.ensure_future(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {answered, gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return answered.result() if answered.done() else None
+        finally:
+            gone.cancel()
+            if not answered.done():
+                self.metrics.gone.inc(self.batcher.discard(futures))
+
+    def _note(self, note: Note, asked: Asked, answers: Sequence[Answer]) -> None:
+        note.fields["tasks"] = sorted({task for answer in answers for task in answer["answers"]})
+        note.fields["abstained"] = sum(answer["abstained"] for answer in answers)
+        if self.settings.log_texts:
+            requests = [asdict(request) for request in asked.requests]
+            note.fields |= {"requests": requests, "answers": answers}
+
+
+async def _disconnected(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _checked(outcome: Answer | BaseException, note: Note) -> Answer:
+    if isinstance(outcome, BaseException):
+        log.error("the model failed", exc_info=outcome, extra={"fields": {"id": note.id}})
+        raise failed(note.id)
+    return outcome

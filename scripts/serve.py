@@ -1,0 +1,49 @@
+"""Answers over HTTP: `python scripts/serve.py --ckpt PATH`, then open http://127.0.0.1:8000/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; see `moe.server.settings` for what each value means."""
+    options = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = options.add_argument
+    add("--ckpt", dest="checkpoint", required=True, metavar="PATH", help=".ckpt, folder or hub id")
+    add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
+    add("--threads", type=int, help="of a batch on a CPU; one per core without it")
+    add("--host", default="127.0.0.1", help="address; 0.0.0.0 is every network")
+    add("--port", type=int, default=8000, help="0 takes a free one")
+    add("--max-batch-tokens", dest="batch_tokens", type=int, default=1024, help="of a batch")
+    add("--max-queue", dest="queue_items", type=int, default=256, help="requests that wait")
+    add("--max-queue-tokens", dest="queue_tokens", type=int, default=65536, help="that wait")
+    add("--max-items", dest="items", type=int, default=32, help="requests in one body")
+    add("--max-characters", dest="characters", type=int, default=20000, help="of one request")
+    add("--max-body", dest="body", type=int, default=2**21, help="bytes")
+    add("--body-seconds", type=float, default=10.0, help="for a body to arrive")
+    add("--grace-seconds", type=float, default=25.0, help="for accepted requests at SIGTERM")
+    add("--api-key-file", metavar="FILE", help="keys, one a line; without it everyone may ask")
+    add("--log-texts", action="store_true", default=False, help="log requests and answers too")
+    return options
+
+
+def main() -> None:
+    """Parses the command line and serves until SIGTERM."""
+    values = vars(parser().parse_args())
+    try:
+        from moe.server.run import main as serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("moe"):
+            raise
+        print(f"error: no module {error.name}: pip install -e '.[serve]'", file=sys.stderr)
+        sys.exit(2)
+    serve(values)
+
+
+if __name__ == "__main__":
+    main()
