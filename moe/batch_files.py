@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moe.request_files import read_rows
 from moe.requests import Request
@@ -33,6 +33,7 @@ class Job:
             `output`. There is no file if there is no bad row.
         tasks: Of every row that names none.
         explain: See `MixtureOfExperts.predict`.
+        backend: `torch`, or `onnx` for an export.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         devices: How many share the work.
         resume: Goes on with a stopped run, starts one if there is none.
@@ -44,6 +45,7 @@ class Job:
     error_file: Path | None = None
     tasks: tuple[str, ...] | None = None
     explain: bool = False
+    backend: Literal["torch", "onnx"] = "torch"
     device: str | None = None
     devices: int = 1
     resume: bool = False

@@ -9,7 +9,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -28,10 +28,23 @@ from moe.batch_files import (
     json_line,
     prepare,
 )
+from moe.predict import MixtureOfExperts as TorchPredictor
 from moe.request_files import count_rows, read_rows
 from moe.requests import Request
 from moe.streams import WINDOW
-from moe.types import InputError
+from moe.types import InputError, TaskSpec
+
+
+class Predictor(Protocol):
+    """What the predictors of both backends have."""
+
+    tasks: tuple[TaskSpec, ...]
+
+    def parse(self, value: Any, tasks: Sequence[str] | None = None) -> Request:
+        """One checked request."""
+
+    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
+        """Answers in the order of the requests."""
 
 
 class FilePredictor(L.LightningModule):
@@ -43,9 +56,10 @@ class FilePredictor(L.LightningModule):
         done: Windows that each device has finished already.
     """
 
-    def __init__(self, predictor: MixtureOfExperts, job: Job, done: Sequence[int]) -> None:
+    def __init__(self, predictor: Predictor, job: Job, done: Sequence[int]) -> None:
         super().__init__()
-        self.mixture = predictor.model  # registered, so that it is moved to the device
+        if isinstance(predictor, TorchPredictor):
+            self.mixture = predictor.model  # registered, so that it is moved to the device
         self.predictor = predictor
         self.job = job
         self.done = tuple(done)
@@ -64,7 +78,8 @@ class FilePredictor(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Tells the predictor where its model went."""
-        self.predictor.device = self.device
+        if isinstance(self.predictor, TorchPredictor):
+            self.predictor.device = self.device
 
     def predict_step(self, batch: FileWindow, *_: Any) -> list[dict[str, Any]]:
         """The answers of a window."""
@@ -141,6 +156,7 @@ def job_from(arguments: Namespace) -> Job:
         error_file=Path(arguments.error_file) if arguments.error_file else None,
         tasks=tuple(arguments.tasks) if arguments.tasks else None,
         explain=arguments.explain,
+        backend=arguments.backend,
         device=arguments.device,
         devices=arguments.devices,
         resume=arguments.resume,
@@ -177,9 +193,15 @@ def predict_file(job: Job) -> Summary:
     )
 
 
-def _load(job: Job) -> MixtureOfExperts:
-    # On the CPU: Lightning moves it to the device of each process.
-    predictor = MixtureOfExperts.from_pretrained(job.ckpt, "cpu")
+def _load(job: Job) -> Predictor:
+    predictor: Predictor
+    if job.backend == "torch":
+        # On the CPU: Lightning moves it to the device of each process.
+        predictor = MixtureOfExperts.from_pretrained(job.ckpt, "cpu")
+    elif job.devices > 1 or job.device is not None:
+        raise InputError("--device, --devices: --backend onnx computes on the CPU alone")
+    else:
+        predictor = MixtureOfExperts.from_pretrained(job.ckpt, backend="onnx")
     known = sorted(task.name for task in predictor.tasks)
     for name in job.tasks or ():
         if name not in known:

@@ -27,7 +27,7 @@ from moe.encoder import build_encoder
 from moe.model import Mixture, build_model
 from moe.types import InputError, TaskSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL_TYPE = "mixture-of-experts"
 _REFERENCE = "reference."  # of the names in model.safetensors that are no weights
 

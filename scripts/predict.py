@@ -19,11 +19,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("text", nargs="?", help="the text, or the question")
-    parser.add_argument("--ckpt", required=True, help="a .ckpt, a folder, or a hub id")
+    parser.add_argument("--ckpt", required=True, help="a .ckpt, a folder, a hub id, or an export")
     parser.add_argument("--context", help="passage of the text")
     parser.add_argument("--tasks", nargs="+", help="tasks to answer; the gate chooses without it")
     parser.add_argument("--explain", action="store_true", help="add what the gate saw")
     parser.add_argument("--input", metavar="FILE", help=".jsonl, .csv, .parquet; - is stdin")
+    parser.add_argument("--backend", choices=["torch", "onnx"], default="torch")
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one without it")
     parser.add_argument("--output", metavar="FILE.jsonl", help="one answer a line, in order")
     parser.add_argument("--error-file", metavar="FILE.jsonl", help="bad rows, with --output")
@@ -52,7 +53,8 @@ def _print_answers(arguments: argparse.Namespace) -> None:
     from moe.request_files import read_requests
     from moe.streams import windows
 
-    model = MixtureOfExperts.from_pretrained(arguments.ckpt, arguments.device)
+    where = arguments.ckpt, arguments.device
+    model = MixtureOfExperts.from_pretrained(*where, backend=arguments.backend)
     if arguments.input:
         requests = read_requests(arguments.input, lambda value: model.parse(value, arguments.tasks))
     else:

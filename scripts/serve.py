@@ -1,4 +1,7 @@
-"""Answers over HTTP: `python scripts/serve.py --ckpt PATH`, then open http://127.0.0.1:8000/."""
+"""Answers over HTTP: `python scripts/serve.py --ckpt PATH`, then open http://127.0.0.1:8000/.
+
+`--onnx DIR` serves an export without importing torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = options.add_argument
-    add("--ckpt", dest="checkpoint", required=True, metavar="PATH", help=".ckpt, folder or hub id")
+    add("--ckpt", dest="checkpoint", metavar="PATH", help="a .ckpt, a folder, or a hub id")
+    add("--onnx", metavar="DIR", help="an export of scripts/export.py, instead of --ckpt")
+    add("--precision", choices=["fp32", "int8"], help="of the export; int8 if that is fast here")
     add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
     add("--threads", type=int, help="of a batch on a CPU; one per core without it")
     add("--host", default="127.0.0.1", help="address; 0.0.0.0 is every network")

@@ -1,4 +1,4 @@
-"""What the server needs of a model, and the predictor that gives it."""
+"""What the server needs of a model, and the two predictors that give it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Served:
 
     Attributes:
         name: For people: the last part of its path.
-        backend: What computes, for people.
+        backend: `torch` or `onnx`, for people.
         tasks: What it can answer.
         answer: Answers checked requests, in order.
         count_tokens: What each of some requests costs: tokens of all its windows.
@@ -39,21 +39,30 @@ class Served:
 
 
 def load(settings: Settings) -> Served:
-    """Loads the model that the settings name.
+    """Loads the model that the settings name; torch is not imported for an ONNX export.
 
     Raises:
         InputError: There is none, or it is damaged.
     """
-    import torch
-
     from moe import MixtureOfExperts
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    model = MixtureOfExperts.from_pretrained(settings.checkpoint, settings.device)
+    model: Any
+    if settings.onnx is not None:
+        source, backend = settings.onnx, "onnx"
+        model = MixtureOfExperts.from_pretrained(
+            source, backend="onnx", precision=settings.precision, threads=settings.threads
+        )
+    else:
+        import torch
+
+        assert settings.checkpoint is not None
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        source, backend = settings.checkpoint, "torch"
+        model = MixtureOfExperts.from_pretrained(source, settings.device)
     return Served(
-        name=_name(settings.checkpoint),
-        backend="torch",
+        name=_name(source),
+        backend=backend,
         tasks=model.tasks,
         answer=model.answer,
         count_tokens=model.count_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moe.types import InputError
 
@@ -50,7 +50,9 @@ class Settings:
     """How to serve.
 
     Attributes:
-        checkpoint: A `.ckpt`, a folder or a hub id.
+        checkpoint: A `.ckpt`, a folder or a hub id; None where `onnx` is given.
+        onnx: An export of `scripts/export.py`, instead of a checkpoint.
+        precision: Of the export, `fp32` or `int8`; None chooses (`moe.onnx.bundle.load_onnx`).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         threads: CPU threads of a batch; None takes one per core.
         host: Address to listen on.
@@ -60,7 +62,9 @@ class Settings:
         limits: See `Limits`.
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
+    onnx: str | None = None
+    precision: Literal["fp32", "int8"] | None = None
     device: str | None = None
     threads: int | None = None
     host: str = "127.0.0.1"
@@ -70,6 +74,14 @@ class Settings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.onnx is None):
+            raise InputError("server: give either --ckpt PATH or --onnx DIR")
+        if self.onnx is not None and self.device is not None:
+            raise InputError(
+                f"server: --device {self.device} goes with --ckpt; --onnx computes on the CPU"
+            )
+        if self.onnx is None and self.precision is not None:
+            raise InputError(f"server: --precision {self.precision} goes with --onnx")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"server: --threads must be at least 1, got {self.threads}")
         if not 0 <= self.port < 65_536:

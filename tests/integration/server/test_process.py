@@ -88,10 +88,24 @@ def test_overload_and_sigterm_lose_no_accepted_request(
     assert server.lines[-1]["event"] == "stopped" and server.lines[-1]["unanswered"] == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_an_export_is_served_without_torch(
+    model: Path, process: Any, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="the extra [export] is not installed")
+    run("scripts/export.py", "--ckpt", model, "--out", tmp_path / "export" / "tiny")
+    with process("--onnx", tmp_path / "export" / "tiny") as server:
+        check_answers(server.client, model)
+        assert server.client.get("/info").json["backend"] == "onnx"
+        assert "libtorch" not in Path(f"/proc/{server.popen.pid}/maps").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        ([], "either --ckpt PATH or --onnx DIR"),
         (["--ckpt", "no.ckpt"], "no.ckpt"),
+        (["--onnx", "no-export"], "no-export"),
         (["--ckpt", "no.ckpt", "--max-batch-tokens", "0"], "got 0"),
         (["--ckpt", "no.ckpt", "--api-key-file", "no.keys"], "no.keys"),
         (["--ckpt", "no.ckpt", "--host", "300.1.1.1"], "300.1.1.1"),

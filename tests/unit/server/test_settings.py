@@ -26,9 +26,12 @@ def test_settings_check_themselves() -> None:
     for values, part in [
         ({"threads": 0}, "--threads must be at least 1, got 0"),
         ({"port": 70_000}, "70000"),
+        ({"onnx": "b"}, "either --ckpt PATH or --onnx DIR"),
+        ({"precision": "int8"}, "--precision int8 goes with --onnx"),
+        ({"checkpoint": None, "onnx": "b", "device": "cuda"}, "--device cuda goes with --ckpt"),
     ]:
         with pytest.raises(InputError, match=part):
-            Settings(checkpoint="a", **values)
+            Settings(**{"checkpoint": "a", **values})
     with pytest.raises(InputError, match="batch_tokens must be at least 1, got 0"):
         Limits(batch_tokens=0)
     with pytest.raises(InputError, match="queue of 8"):

@@ -1,0 +1,221 @@
+"""The folder that `scripts/export.py` writes, read with numpy, tokenizers and onnxruntime alone.
+
+Dimensions: B windows, L tokens, D encoder width, E experts, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe.calibration import Calibration
+from moe.data.windows import PaddedWindows, TextTokenizer
+from moe.decode import Floats
+from moe.types import InputError, TaskSpec
+
+FORMAT, FORMAT_VERSION = "onnx", 1
+CONFIG, TOKENIZER, REFERENCE = "config.json", "tokenizer.json", "reference.npz"
+Precision = Literal["fp32", "int8"]
+FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Windows after the encoder; their states stay with the runtime.
+
+    Attributes:
+        feeds: What the graph was given, and the token states, for `run_experts`.
+        gate_logits_BE: Of each window alone.
+        pooled_BD: What the gate read: twice D wide if that is two means.
+    """
+
+    feeds: dict[str, Any]
+    gate_logits_BE: NDArray[np.float32]
+    pooled_BD: NDArray[np.float32]
+
+
+class OnnxGraph:
+    """An exported graph on the CPU.
+
+    Args:
+        file: The `.onnx` file.
+        threads: Threads that one request may use; None takes one per core.
+    """
+
+    def __init__(self, file: str | Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(
+                "backend 'onnx' needs onnxruntime, which is not installed: pip install -e '.[onnx]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # it warns of optional inputs, which are wanted
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's own have no common ancestor
+            raise InputError(
+                f"{file}: cannot be read as a graph ({str(error)[:120]}): export again"
+            ) from error
+        # gate_logits, pooled, hidden, and then the experts in the gate's order
+        self.expert_names = tuple(value.name for value in self.session.get_outputs()[3:])
+
+    def encode(self, windows: PaddedWindows) -> Encoded:
+        """Encoder and gate; no expert runs."""
+        feeds = {
+            "input_ids": self._value(windows.input_ids),
+            "attention_mask": self._value(windows.attention_mask.astype(np.int64)),
+            "context_mask": self._value(windows.context_mask.astype(np.int64)),
+        }
+        none = np.zeros((len(windows.input_ids), len(self.expert_names)), dtype=bool)
+        logits, pooled, hidden = self.session.run_with_ort_values(
+            ["gate_logits", "pooled", "hidden"], {**feeds, "chosen": self._value(none)}
+        )
+        return Encoded(
+            feeds={**feeds, "known_hidden": hidden},
+            gate_logits_BE=logits.numpy(),
+            pooled_BD=pooled.numpy(),
+        )
+
+    def run_experts(
+        self, encoded: Encoded, chosen_BE: NDArray[np.bool_]
+    ) -> dict[int, NDArray[np.float32]]:
+        """Logits by expert of those that some window chose, (B, C) or (B, L, 2).
+
+        0 in the windows that did not choose the expert.
+        """
+        columns: list[int] = np.flatnonzero(chosen_BE.any(0)).tolist()
+        outputs = self.session.run_with_ort_values(
+            [self.expert_names[column] for column in columns],
+            {**encoded.feeds, "chosen": self._value(np.ascontiguousarray(chosen_BE))},
+        )
+        return {column: output.numpy() for column, output in zip(columns, outputs, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxBundle:
+    """A graph with everything that it needs to answer.
+
+    Attributes:
+        graph: Encoder, gate and experts.
+        tokenizer: The encoder's.
+        tasks: What the experts answer.
+        calibration: Fitted temperatures and thresholds.
+        precision: `fp32` or `int8`.
+        selection_bias_E: Added to the gate's logits to choose inside a task.
+        top_k: Experts per chosen task.
+        multi_task_threshold: A task above this mass is chosen too; None chooses one task.
+        max_length: Longest window in tokens, special tokens included.
+        stride: Context tokens that neighbouring windows share.
+        max_tokens: Most tokens of a micro-batch, padding included.
+        max_padding: Most padding of a micro-batch, as a share of its tokens.
+        metrics: Validation of the checkpoint, in the shape of `eval.py --json`.
+    """
+
+    graph: OnnxGraph
+    tokenizer: TextTokenizer
+    tasks: tuple[TaskSpec, ...]
+    calibration: Calibration
+    precision: str
+    selection_bias_E: Floats
+    top_k: int
+    multi_task_threshold: float | None
+    max_length: int
+    stride: int
+    max_tokens: int
+    max_padding: float
+    metrics: dict[str, Any]
+
+
+def load_onnx(
+    folder: str | Path, precision: Precision | None = None, threads: int | None = None
+) -> OnnxBundle:
+    """Reads what `scripts/export.py` wrote.
+
+    Args:
+        folder: Its `--out`.
+        precision: Which graph; None takes int8 if it was exported and `multiplies_bytes`.
+        threads: Threads that one request may use; None takes one per core.
+
+    Raises:
+        InputError: It is missing, damaged, of another format version, or without that precision.
+    """
+    folder = Path(folder)
+    saved = _read_config(folder)
+    try:
+        exported = saved["precisions"]
+        precision = precision or ("int8" if "int8" in exported and multiplies_bytes() else "fp32")
+        if precision not in exported:
+            raise InputError(
+                f"{folder}: no precision {precision!r}, it has {sorted(exported)}: export again "
+                "with --int8"
+            )
+        reference = folder / REFERENCE
+        arrays = dict(np.load(reference)) if reference.is_file() else {}
+        gate = {**saved["gate"]}
+        return OnnxBundle(
+            graph=OnnxGraph(folder / FILES[precision], threads),
+            tokenizer=TextTokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8")),
+            tasks=_tasks(saved["tasks"]),
+            calibration=Calibration.from_saved(
+                saved["calibration"], {k: v.astype(np.float32) for k, v in arrays.items()}
+            ),
+            precision=precision,
+            selection_bias_E=np.array(gate.pop("selection_bias"), dtype=np.float64),
+            metrics=saved["metrics"],
+            **gate,
+            **saved["windows"],
+        )
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: not a complete export ({reason}): export again") from error
+
+
+def multiplies_bytes(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor adds products of 8-bit integers in 32 bits.
+
+    x86 without VNNI adds two of them in 16 bits, which overflows: answers of an int8 graph may be
+    wrong there.
+    """
+    try:
+        flags = cpu_info.read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return True
+    return "sse2" not in flags or "vnni" in flags  # ARM has such instructions
+
+
+def _tasks(saved: Sequence[dict[str, Any]]) -> tuple[TaskSpec, ...]:
+    return tuple(TaskSpec(**{**task, "labels": tuple(task["labels"])}) for task in saved)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: no export for backend 'onnx' ({CONFIG} cannot be read): write one with "
+            "python scripts/export.py --ckpt PATH --out DIR"
+        ) from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: a folder for backend 'torch', expected one that "
+            "python scripts/export.py --ckpt PATH --out DIR wrote"
+        )
+    if saved.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{folder}: export format version {saved.get('format_version')!r}, this program reads "
+            f"{FORMAT_VERSION}: export again"
+        )
+    return saved

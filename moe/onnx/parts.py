@@ -1,0 +1,210 @@
+"""Encoder, gate and every expert in ONNX, each by itself, exported from the model's own modules.
+
+Only attention is replaced: by one operator of ONNX Runtime.
+
+Dimensions: N rows, L tokens, D encoder width, E experts, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from moe.encoder import pool, pooled_width
+from moe.model import Mixture
+from moe.onnx.graph import ExpertPart, Parts
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 20  # the first with GELU
+OUTSIDE = -1e9  # for -inf: its softmax is 0 too, and sums and differences of it are numbers
+
+
+class FusedAttention(nn.Module):
+    """Projections and attention of all heads as one operator of ONNX Runtime.
+
+    Exported step by step it is some twenty operators, whose overhead is most of a short request.
+    Outside an export it returns zeros.
+
+    Args:
+        query, key, value: The three projections.
+        num_heads: Attention heads.
+    """
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, num_heads: int) -> None:
+        super().__init__()
+        parts = (query, key, value)
+        self.num_heads = num_heads
+        self.weight = nn.Parameter(torch.cat([part.weight for part in parts]).T.contiguous())
+        self.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+
+    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L, D) of the same; `attention_mask` (N, L) bool hides padding."""
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::Attention",
+            (hidden_NLD, self.weight, self.bias, attention_mask.to(torch.int32)),
+            {"num_heads": self.num_heads},
+            dtype=hidden_NLD.dtype,
+            shape=hidden_NLD.shape,
+            version=1,
+        )
+
+
+class _EncoderAttention(nn.Module):
+    """In the place of a `DistilBertSelfAttention`."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.attend = FusedAttention(block.q_lin, block.k_lin, block.v_lin, block.n_heads)
+        self.output = block.out_lin
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
+        return self.output(self.attend(hidden_states, attention_mask)), None
+
+
+class _TrunkAttention(nn.Module):
+    """In the place of a trunk's `SelfAttention`."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.attend = FusedAttention(block.query, block.key, block.value, block.num_heads)
+        self.output, self.norm = block.output, block.norm
+
+    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor) -> Tensor:
+        attended_NLD: Tensor = self.output(self.attend(hidden_NLD, attention_mask))
+        normed_NLD: Tensor = self.norm(attended_NLD + hidden_NLD)
+        return normed_NLD
+
+
+class ExportedEncoder(nn.Module):
+    """Token states (N, L, D) of `input_ids` and `attention` (N, L).
+
+    Args:
+        encoder: A DistilBERT, which is changed.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.embeddings, self.transformer = encoder.embeddings, encoder.transformer
+        for layer in self.transformer.layer:
+            layer.attention = _EncoderAttention(layer.attention)
+
+    def forward(self, input_ids: Tensor, attention: Tensor) -> Tensor:
+        # Without DistilBertModel.forward, which would make the mask one of pairs of tokens.
+        hidden_NLD: Tensor = self.transformer(
+            self.embeddings(input_ids), attention
+        ).last_hidden_state
+        return hidden_NLD
+
+
+class ExportedGate(nn.Module):
+    """Gate logits (N, E) of each row alone, and what the gate read (N, D or 2D)."""
+
+    def __init__(self, model: Mixture) -> None:
+        super().__init__()
+        self.gate, self.pooling = model.gate, model.pooling
+
+    def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = pool(hidden, attention, context, self.pooling)
+        return self.gate.scores(pooled) / self.gate.temperature, pooled
+
+
+class ExportedExpert(nn.Module):
+    """Logits (N, C) or (N, L, 2), which are finite.
+
+    Args:
+        expert: It is changed.
+    """
+
+    def __init__(self, expert: Any) -> None:
+        super().__init__()
+        self.expert = expert
+        if expert.trunk.attention is not None:
+            expert.trunk.attention = _TrunkAttention(expert.trunk.attention)
+
+    def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> Tensor:
+        logits: Tensor = self.expert(hidden, attention, context)
+        return logits.clamp(min=OUTSIDE)
+
+
+@torch.no_grad()
+def export_parts(model: Mixture) -> Parts:
+    """The parts of a graph, in 32 bits.
+
+    Args:
+        model: It is not changed.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    dim: int = model.encoder.config.dim
+    tokens = ("hidden", "attention", "context")
+    classes = [
+        task.num_classes if task.type == "classifier" else None
+        for task in model.tasks
+        for _ in task.expert_names
+    ]
+    return Parts(
+        dim=dim,
+        pooled_dim=pooled_width(dim, model.pooling),
+        encoder=export_module(
+            ExportedEncoder(model.encoder), ("input_ids", "attention"), ["states"], dim
+        ),
+        gate=export_module(ExportedGate(model), tokens, ["scores", "embedding"], dim),
+        experts=tuple(
+            ExpertPart(
+                name=name,
+                model=export_module(ExportedExpert(expert), tokens, ["answer"], dim),
+                num_classes=num_classes,
+            )
+            for (name, expert), num_classes in zip(model.experts.items(), classes, strict=True)
+        ),
+    )
+
+
+def export_module(
+    module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], dim: int
+) -> ModelProto:
+    """A module whose inputs are (N, L) or, if `hidden`, (N, L, D), for any N and L."""
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            # A tensor for each: the exporter takes one that is given twice for a single input,
+            # and attention then reads the mask of the passage.
+            tuple(_example(name, dim) for name in inputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=tuple(free for _ in inputs),
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _example(name: str, dim: int) -> Tensor:
+    """Two rows of eight tokens: sizes of 0 and 1 would be taken for constants."""
+    if name == "hidden":
+        return torch.randn(2, 8, dim)
+    return torch.ones(2, 8, dtype=torch.int64 if name == "input_ids" else torch.bool)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not needed here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            yield
+        finally:
+            logging.disable(before)
