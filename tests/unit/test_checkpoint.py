@@ -124,7 +124,7 @@ def test_kept_rows_take_two_bytes_a_number(bundle: Bundle, tmp_path: Path) -> No
     assert set(kept) == {"reference.centre", "reference.strangers", "reference.exemplars.sentiment",
                          "reference.exemplars.qa", "reference.exemplars.intent"}
     assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
-    assert kept["reference.strangers"].shape == (3, 32)
+    assert kept["reference.strangers"].shape == (3, 2 * 32)
 
 
 @BOTH

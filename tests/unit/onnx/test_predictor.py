@@ -100,7 +100,7 @@ def test_a_stream_and_tokens_to_pay_for(bundle: Bundle, folder: Path) -> None:
     assert near(next(stream), torch_model.predict("a film"))
     # [CLS] the film [SEP]; [CLS] who [SEP] the abbot [SEP]
     requests = [{"text": "the film"}, {"text": "who", "context": "the abbot"}]
-    assert onnx.count_tokens(requests) == [4, 6]
+    assert onnx.count_tokens([onnx.parse(request) for request in requests]) == [4, 6]
     with pytest.raises(InputError, match="text is empty"):
         onnx.predict("  ")
 
