@@ -17,8 +17,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, Pipeline, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from moe import MixtureOfExperts
 from moe.checkpoint import MODEL_TYPE
+from moe.predict import MixtureOfExperts
 from moe.types import InputError, TaskSpec
 
 
