@@ -48,8 +48,8 @@ class MixtureOfExperts:
                 folder that `scripts/export.py` wrote.
             device: Of `torch`: where to compute; None takes a GPU if there is one.
             backend: What computes.
-            options: Of `onnx`: `precision` (`fp32` or `int8`; without it int8 if it was exported)
-                and `threads` (without it one per core).
+            options: Of `onnx`: `precision` (`fp32` or `int8`; see `moe.onnx.bundle.load_onnx`) and
+                `threads` (without it one per core).
 
         Raises:
             InputError: It is missing, damaged, of another format version, or of another backend.

@@ -9,7 +9,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,22 +29,11 @@ from moe.batch_files import (
     prepare,
 )
 from moe.predict import MixtureOfExperts as TorchPredictor
+from moe.predictor import Predictor
 from moe.request_files import count_rows, read_rows
 from moe.requests import Request
 from moe.streams import WINDOW
-from moe.types import InputError, TaskSpec
-
-
-class Predictor(Protocol):
-    """What the predictors of both backends have."""
-
-    tasks: tuple[TaskSpec, ...]
-
-    def parse(self, value: Any, tasks: Sequence[str] | None = None) -> Request:
-        """One checked request."""
-
-    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
-        """Answers in the order of the requests."""
+from moe.types import InputError
 
 
 class FilePredictor(L.LightningModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,28 @@ def parse_training(arguments: list[str]) -> tuple[ExperimentConfig, Namespace]:
         "patience",
     )
     return ExperimentConfig(**{name: parsed[name] for name in names}), values
+
+
+def series_parser(description: str | None, config: Path) -> argparse.ArgumentParser:
+    """What programs share that train from one config several times.
+
+    Args:
+        description: Of the program.
+        config: The default of `--config`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=str(config))
+    parser.add_argument("--data.root", dest="root", help="folder of relative sources")
+    parser.add_argument("--out", required=True, type=Path, help="folder of runs and report.json")
+    return parser
+
+
+def series_arguments(values: argparse.Namespace) -> list[str]:
+    """Arguments of `train.py` that all trainings of such a series have."""
+    root = ["--data.root", values.root] if values.root else []
+    return ["--config", values.config, *root]
 
 
 def save_arguments(values: Namespace, path: Path) -> None:

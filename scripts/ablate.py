@@ -7,22 +7,16 @@ What is finished in DIR is not trained again. `moe/ablation.py` has the list of 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from moe.cli import parse_training, run
+from moe.cli import parse_training, run, series_arguments, series_parser
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def main() -> None:
     """Trains every variant, prints the table as it grows, writes the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default=str(TRAIN.parent / "configs" / "local.yaml"))
-    parser.add_argument("--data.root", dest="root", help="folder of relative sources")
-    parser.add_argument("--out", required=True, type=Path, help="folder of runs and report.json")
+    parser = series_parser(__doc__, TRAIN.parent / "configs" / "local.yaml")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", action="append", metavar="NAME", help="variants; all without")
@@ -31,8 +25,7 @@ def main() -> None:
     from moe.ablation import VARIANTS, ablation_text, arguments_of, run_variant
     from moe.measure import write_json
 
-    base = ["--config", arguments.config]
-    base += ["--data.root", arguments.root] if arguments.root else []
+    base = series_arguments(arguments)
     config, _ = parse_training(base)
     numbers = {**vars(config.optimizer), **vars(config.model.loss)}
     report = {}

@@ -9,22 +9,16 @@ single-task models together about the same.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from moe.cli import parse_training, run
+from moe.cli import parse_training, run, series_arguments, series_parser
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def main() -> None:
     """Trains both sides for every seed, prints the tables, writes the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default=str(TRAIN.parent / "configs" / "local.yaml"))
-    parser.add_argument("--data.root", dest="root", help="folder of relative sources")
-    parser.add_argument("--out", required=True, type=Path, help="folder of runs and report.json")
+    parser = series_parser(__doc__, TRAIN.parent / "configs" / "local.yaml")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the steps, on both sides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--joint", type=Path, help="a finished run of the joint model to take")
@@ -35,8 +29,7 @@ def main() -> None:
     from moe.comparison import compare_seed, comparison_text
     from moe.measure import write_json
 
-    base = ["--config", arguments.config]
-    base += ["--data.root", arguments.root] if arguments.root else []
+    base = series_arguments(arguments)
     config, values = parse_training(base)
     reports = {}
     for seed in arguments.seeds:

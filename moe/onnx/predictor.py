@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.abstain import Vectors
-from moe.answers import label_answers, routing_answer, span_answer
-from moe.data.windows import Window, make_windows, pad_windows, token_budget
-from moe.explain import explanation, refusals, similarities
+from moe.answers import label_answers, span_answer
+from moe.data.windows import pad_windows, token_budget
 from moe.onnx.bundle import OnnxBundle, Precision, load_onnx
 from moe.onnx.readout import Chunk, Said, span, votes
 from moe.onnx.routing import decide
-from moe.requests import Request, parse_request
-from moe.streams import respond
-from moe.types import InputError, expert_columns
+from moe.predictor import Predictor
+from moe.requests import Request
+from moe.types import expert_columns
 
 
-class OnnxMixtureOfExperts:
+class OnnxMixtureOfExperts(Predictor):
     """An exported mixture that answers requests like `moe.predict.MixtureOfExperts`.
 
     With `int8` the scale of a layer's inputs is that of the micro-batch, so that an answer depends
@@ -38,7 +36,13 @@ class OnnxMixtureOfExperts:
 
     def __init__(self, bundle: OnnxBundle) -> None:
         self.bundle = bundle
-        self.tasks = bundle.tasks
+        super().__init__(
+            bundle.tasks,
+            bundle.tokenizer,
+            bundle.calibration,
+            max_length=bundle.max_length,
+            stride=bundle.stride,
+        )
         self._sizes = [task.num_experts for task in self.tasks]
 
     @classmethod
@@ -53,7 +57,7 @@ class OnnxMixtureOfExperts:
 
         Args:
             folder: Its `--out`.
-            precision: Which graph; None takes int8 if it was exported.
+            precision: Which graph; None chooses (`moe.onnx.bundle.load_onnx`).
             threads: Threads that one request may use; None takes one per core.
 
         Raises:
@@ -61,59 +65,14 @@ class OnnxMixtureOfExperts:
         """
         return cls(load_onnx(folder, precision, threads))
 
-    def predict(
-        self,
-        requests: Any = None,
-        *,
-        text: str | None = None,
-        context: str | None = None,
-        tasks: Sequence[str] | None = None,
-        explain: bool = False,
-    ) -> Any:
-        """As `moe.predict.MixtureOfExperts.predict`."""
-        if requests is None:
-            requests = {"text": text, "context": context}
-        elif text is not None or context is not None:
-            raise InputError("predict: give either requests, or text and context, not both")
-        return respond(
-            requests,
-            parse=lambda value: self.parse(value, tasks),
-            answer=lambda window: self.answer(window, explain=explain),
-        )
-
-    def parse(self, value: Any, tasks: Sequence[str] | None = None) -> Request:
-        """As `moe.predict.MixtureOfExperts.parse`."""
-        if tasks is not None and isinstance(value, str):
-            value = {"text": value}
-        if tasks is not None and isinstance(value, dict) and value.get("tasks") is None:
-            value = {**value, "tasks": tasks if isinstance(tasks, str) else list(tasks)}
-        return parse_request(value, self.tasks)
-
     def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
         """Answers checked requests in their order, all in memory at once."""
         answers: list[dict[str, Any]] = [{} for _ in requests]
         for rows, chunk in self._chunks(requests):
             said = self._run(chunk)
-            for row, answer in zip(rows, self._records(chunk, said, explain), strict=True):
+            for row, answer in zip(rows, self._said_records(chunk, said, explain), strict=True):
                 answers[row] = answer
         return answers
-
-    def count_tokens(self, requests: Sequence[Request]) -> list[int]:
-        """As `moe.predict.MixtureOfExperts.count_tokens`."""
-        return [sum(map(len, windows)) for windows, _ in self._windows(requests)]
-
-    def _windows(self, requests: Sequence[Request]) -> list[tuple[list[Window], Any]]:
-        """For each request its windows and the character offsets of its context's tokens."""
-        encode, bundle = self.bundle.tokenizer.encode, self.bundle
-        texts = encode([request.text for request in requests])
-        contexts = encode([request.context or "" for request in requests])
-        size = {"max_length": bundle.max_length, "stride": bundle.stride}
-        return [
-            (make_windows(text, None if request.context is None else context, **size), offsets)
-            for request, (text, _), (context, offsets) in zip(
-                requests, texts, contexts, strict=True
-            )
-        ]
 
     def _chunks(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Chunk]]:
         """Micro-batches within the token budget, each with the numbers of its requests."""
@@ -154,7 +113,6 @@ class OnnxMixtureOfExperts:
         )
         chosen_BE = self._needed(chunk, decision.weight_NE > 0)
         return Said(
-            gate_logits_NE=logits_NE,
             pooled_ND=chunk.mean(encoded.pooled_BD),
             allowed_NT=allowed_NT,
             decision=decision,
@@ -169,54 +127,27 @@ class OnnxMixtureOfExperts:
         chosen_BE: NDArray[np.bool_] = chosen_NE[chunk.owner_B]
         return chosen_BE & (is_span_E | ~later_B[:, None])
 
-    def _records(self, chunk: Chunk, said: Said, explain: bool) -> list[dict[str, Any]]:
-        decision, answers = said.decision, self._decode(chunk, said)
-        reasons = self._refused(chunk, said.pooled_ND)
-        records = [
-            {
-                **({} if request.id is None else {"id": request.id}),
-                "abstained": reason is not None,
-                "routing": routing_answer(self.tasks, mass_T, chosen_T, weight_E),
-                **({"answers": answer} if reason is None else {"answers": {}, "reason": reason}),
-            }
-            for request, mass_T, chosen_T, weight_E, answer, reason in zip(
-                chunk.requests,
-                decision.mass_NT,
-                decision.tasks_NT,
-                decision.weight_NE,
-                answers,
-                reasons,
-                strict=True,
-            )
-        ]
+    def _said_records(self, chunk: Chunk, said: Said, explain: bool) -> list[dict[str, Any]]:
+        decision = said.decision
+        reasons = self._refused(chunk.requests, said.pooled_ND)
+        records = self._records(
+            chunk.requests,
+            self._decode(chunk, said),
+            reasons,
+            mass_NT=decision.mass_NT,
+            chosen_NT=decision.tasks_NT,
+            weight_NE=decision.weight_NE,
+        )
         if explain:
-            for record, seen in zip(records, self._explain(said, reasons), strict=True):
-                record["explanation"] = seen
-        return records
-
-    def _refused(self, chunk: Chunk, pooled_ND: Vectors) -> list[str | None]:
-        """Why the gate abstains from each request, None where it does not."""
-        reference = self.bundle.calibration.reference
-        if reference is None:
-            return [None] * len(chunk.requests)
-        reasons = refusals(self.tasks, pooled_ND, reference)
-        named = [request.tasks is not None for request in chunk.requests]
-        return [None if is_named else r for is_named, r in zip(named, reasons, strict=True)]
-
-    def _explain(self, said: Said, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
-        reference = self.bundle.calibration.reference
-        distances = similarities(said.pooled_ND, reference) if reference else None
-        return [
-            explanation(
-                self.tasks,
-                probability_E=said.decision.probability_NE[row],
-                mass_T=said.decision.mass_NT[row],
-                answerable_T=said.allowed_NT[row],
-                distance=None if distances is None else distances[row],
-                reason=reason,
+            self._explain(
+                records,
+                reasons,
+                said.pooled_ND,
+                probability_NE=decision.probability_NE,
+                mass_NT=decision.mass_NT,
+                answerable_NT=said.allowed_NT,
             )
-            for row, reason in enumerate(reasons)
-        ]
+        return records
 
     def _decode(self, chunk: Chunk, said: Said) -> list[dict[str, Any]]:
         """For each request its answers by task."""

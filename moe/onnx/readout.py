@@ -48,14 +48,12 @@ class Said:
     """What the graph computed for a micro-batch.
 
     Attributes:
-        gate_logits_NE: The mean over the windows of each request.
-        pooled_ND: Likewise, of what the gate read.
+        pooled_ND: What the gate read, the mean over the windows of each request.
         allowed_NT: The tasks that could answer.
         decision: The gate's.
         logits: By expert, for every window; 0 in windows that it did not read.
     """
 
-    gate_logits_NE: NDArray[np.float32]
     pooled_ND: Vectors
     allowed_NT: NDArray[np.bool_]
     decision: Decision

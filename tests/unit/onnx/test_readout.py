@@ -32,7 +32,7 @@ def chunk() -> Chunk:
 def said(weight: Any, logits: dict[int, Any]) -> Said:
     nothing: Any = None
     return Said(
-        gate_logits_NE=nothing, pooled_ND=nothing, allowed_NT=nothing,
+        pooled_ND=nothing, allowed_NT=nothing,
         decision=Decision(probability_NE=nothing, mass_NT=nothing, tasks_NT=nothing,
                           weight_NE=np.array(weight, dtype=np.float64)),
         logits={expert: np.array(values, dtype=np.float32) for expert, values in logits.items()},
