@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor
 from moe.data.collate import RequestBatch
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
-from moe.decode import ClassifierVotes, span_text
+from moe.data.windows import Words
+from moe.forms import FORMS, Collected, Source
 from moe.gate import mean_per_request, route
 from moe.model import Mixture
-from moe.readout import classifier_votes, span_choices
+from moe.readout import read_task
 from moe.types import MixtureOutput, expert_columns
 
 
@@ -38,8 +40,7 @@ class Answers:
         probabilities_NE: The gate's probabilities.
         routed_N: Whether the learned gate's first choice is the row's own task, or one of them.
         chosen_NE: The experts that the learned gate would have chosen in its first task.
-        votes: Of a classifier task, rows numbered as in `row_N`.
-        spans: Of a span task: answer text, its probability, probability of no answer.
+        said: Of a task, what its form made of each row (`moe.forms.base.Form.read`).
     """
 
     row_N: NDArray[np.int64]
@@ -49,8 +50,7 @@ class Answers:
     probabilities_NE: NDArray[np.float64]
     routed_N: NDArray[np.bool_]
     chosen_NE: NDArray[np.bool_]
-    votes: ClassifierVotes | None = None
-    spans: tuple[tuple[str, float, float], ...] = ()
+    said: tuple[Any, ...] = ()
 
     @property
     def load_E(self) -> NDArray[np.int64]:
@@ -65,17 +65,29 @@ class Answers:
         second: NDArray[np.float64] = mass_NT[:, -2] if mass_NT.shape[1] > 1 else 0 * mass_NT[:, 0]
         return second
 
+    def of(self, table: TaskTable, expert_names: Sequence[str]) -> Collected:
+        """The same for the form of the table's task."""
+        return Collected(table=table, row_N=self.row_N, said=self.said, expert_names=expert_names)
 
-def _spans(
+
+def _said(
     table: TaskTable, output: MixtureOutput, requests: RequestBatch, columns: range
-) -> tuple[tuple[str, float, float], ...]:
-    choices = span_choices(output, requests, columns)
-    texts = [
-        span_text(choices[number], record["context"], record["offsets"].reshape(-1, 2))
-        for number, record in enumerate(table.read(requests.rows))
-    ]
-    return tuple(
-        (text, choices[number].score, choices[number].null) for number, text in enumerate(texts)
+) -> tuple[Any, ...]:
+    windows, read = read_task(output, requests, columns), FORMS[table.spec.type].read
+    records = enumerate(table.read(requests.rows))
+    return tuple(read(windows[number], _source(record)) for number, record in records)
+
+
+def _source(record: dict[str, Any]) -> Source:
+    def words() -> Words:
+        starts_W = np.flatnonzero(record["tags"] >= 0)
+        return Words(starts_W=starts_W, offsets_W2=record["word_offsets"].reshape(-1, 2))
+
+    return Source(
+        text=record["text"],
+        context=record["context"] or "",
+        offsets=record["offsets"].reshape(-1, 2),
+        words=words,
     )
 
 
@@ -121,9 +133,7 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
     if isinstance(table, RoutingTable):
         return answers
     columns = expert_columns(model.tasks)[table.task]
-    if table.spec.type == "span":
-        return replace(answers, spans=_spans(table, output, requests, columns))
-    return replace(answers, votes=classifier_votes(output, requests, columns))
+    return replace(answers, said=_said(table, output, requests, columns))
 
 
 @torch.no_grad()
@@ -139,21 +149,9 @@ def embed(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
 
 def join(parts: Sequence[Answers]) -> Answers:
     """The answers of several micro-batches as one, in the order of the table's rows."""
-    starts = np.cumsum([0] + [len(part.row_N) for part in parts])
     row_N = np.concatenate([part.row_N for part in parts])
     order = np.argsort(row_N)
-    votes = None
-    if parts[0].votes is not None:
-        place = np.argsort(order)
-        pairs = [part.votes for part in parts if part.votes is not None]
-        row_P = np.concatenate([v.row_P + s for v, s in zip(pairs, starts, strict=False)])
-        votes = ClassifierVotes(
-            row_P=place[row_P],
-            expert_P=np.concatenate([v.expert_P for v in pairs]),
-            weight_P=np.concatenate([v.weight_P for v in pairs]),
-            logits_PC=np.concatenate([v.logits_PC for v in pairs]),
-        )
-    spans = [span for part in parts for span in part.spans]
+    said = [one for part in parts for one in part.said]
     return Answers(
         row_N=row_N[order],
         pooled_ND=np.concatenate([part.pooled_ND for part in parts])[order],
@@ -162,6 +160,5 @@ def join(parts: Sequence[Answers]) -> Answers:
         probabilities_NE=np.concatenate([part.probabilities_NE for part in parts])[order],
         routed_N=np.concatenate([part.routed_N for part in parts])[order],
         chosen_NE=np.concatenate([part.chosen_NE for part in parts])[order],
-        votes=votes,
-        spans=tuple(spans[i] for i in order) if spans else (),
+        said=tuple(said[i] for i in order) if said else (),
     )

@@ -19,19 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe.calibration import recall_threshold
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import ExperimentConfig
 from moe.data.mixing import task_shares
 from moe.data.tables import TaskTable
 from moe.decode import Floats
-from moe.evaluation import classify, gold_answers, measured_routing, span_texts
+from moe.evaluation import measured_routing
+from moe.forms import FORMS
 from moe.measure import build_test_tables, collect_table
-from moe.metrics import squad_scores
 from moe.runs import finished_run, read_result
 from moe.types import InputError
-
-OUT_OF_SCOPE_RECALL = 0.8  # where intent models are compared: each has a threshold of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,25 +113,12 @@ def run_side(side: Side, base: Sequence[str], folder: Path, train: Path) -> Path
 def row_scores(bundle: Bundle, table: TaskTable) -> dict[str, Floats]:
     """By metric the score (N,) of each validation row, 0-100, with learned routing.
 
-    `accuracy` of a classifier, or with an out-of-scope class `in_scope_at_oos80`: right and kept
-    by the threshold that rejects 80 % of the out-of-scope rows (in-scope rows only); `f1` and
-    `exact_match` of a span task.
+    Which metrics there are, the form of the task says (`row_scores` in `moe/forms/`).
     """
     said = collect_table(bundle, table, torch.device("cpu"))
     ok_N = measured_routing(said, bundle.calibration, "learned")[0]
-    if said.votes is None:
-        texts = span_texts(table.spec, said, bundle.calibration)
-        scores = squad_scores(texts, gold_answers(table, said)) * ok_N[:, None]
-        return {"f1": scores[:, 1], "exact_match": scores[:, 0]}
-    names = bundle.model.expert_names
-    result = classify(table.spec, said, table.labels()[said.row_N], bundle.calibration, names)
-    right_N = (result.predicted_N == result.label_N) & ok_N
-    if table.spec.out_of_scope is None:
-        return {"accuracy": 100.0 * right_N}
-    outside_N = result.label_N == len(table.spec.labels)
-    threshold = recall_threshold(result.score_N, outside_N, OUT_OF_SCOPE_RECALL)
-    kept_N = right_N & (result.score_N <= threshold)
-    return {"in_scope_at_oos80": 100.0 * kept_N[~outside_N]}
+    collected = said.of(table, bundle.model.expert_names)
+    return FORMS[table.spec.type].row_scores(collected, bundle.calibration, ok_N)
 
 
 def paired_bootstrap(

@@ -19,14 +19,16 @@ class TaskConfig:
     """One task: where its rows are and how many experts share it.
 
     Attributes:
-        type: `classifier` (one label per text) or `span` (a piece of the context).
+        type: `classifier` (one label per text), `span` (a piece of the context) or `tagger`
+            (labelled spans of the text).
         train: SOURCE of the training rows (`docs/data.md`).
         validation: SOURCE of the validation rows; None splits off 10 % of the training rows,
             seeded and grouped by text.
-        text: Column of the text; None finds it.
+        text: Column of the text, of a tagger of its words; None finds it.
         context: Column of the passage; None finds it.
-        label: Column of the label; None finds it.
-        labels: Class names; None takes them from the training rows, sorted.
+        label: Column of the label, of a tagger of the words' tags; None finds it.
+        labels: Class names, of a tagger the types of its spans; None takes them from the training
+            rows, sorted.
         out_of_scope: Label of the rows that belong to no class, or None.
         out_of_scope_recall: Share of out-of-scope validation rows that the fitted threshold
             rejects, in [0, 1].
@@ -51,8 +53,14 @@ class TaskConfig:
         check_range("tasks.*", self, "weight", 0)
         check_range("tasks.*", self, "out_of_scope_recall", 0, 1)
         check(
-            self.type == "classifier" or self.labels is None,
-            f"tasks.*.labels is for classifiers, got {self.labels} for a {self.type} task",
+            self.type != "span" or self.labels is None,
+            f"tasks.*.labels is for classifiers and taggers, got {self.labels} for a {self.type} "
+            "task",
+        )
+        check(
+            self.type == "classifier" or self.out_of_scope is None,
+            f"tasks.*.out_of_scope is for classifiers, got {self.out_of_scope!r} for a "
+            f"{self.type} task",
         )
 
 

@@ -30,6 +30,28 @@ def log_sum_exp(logits: Floats) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowSaid:
+    """What the chosen experts of one task said of one window of a request; K experts.
+
+    Attributes:
+        experts: Their columns in the gate.
+        weights: w, summing to 1.
+        logits: Of each expert: (C,), (L, 2) or (L, C), positions as in the window.
+        offset: Add it to a position to get the token of the whole context.
+    """
+
+    experts: Sequence[int]
+    weights: Sequence[float]
+    logits: Sequence[Floats]
+    offset: int
+
+    @property
+    def num_text(self) -> int:
+        """Tokens of the text in a first window: its context begins two special tokens later."""
+        return -self.offset - 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifierVotes:
     """What the chosen experts of a classifier task said, one entry per (row, expert) pair.
 
@@ -44,6 +66,17 @@ class ClassifierVotes:
     expert_P: NDArray[np.int64]
     weight_P: Floats
     logits_PC: Floats
+
+
+def stack_votes(rows: Sequence[WindowSaid]) -> ClassifierVotes:
+    """The votes of classifier experts on some rows as arrays; at least one row."""
+    sizes = [len(row.experts) for row in rows]
+    return ClassifierVotes(
+        row_P=np.repeat(np.arange(len(rows)), sizes),
+        expert_P=np.array([expert for row in rows for expert in row.experts], dtype=np.int64),
+        weight_P=np.array([weight for row in rows for weight in row.weights]),
+        logits_PC=np.stack([logits for row in rows for logits in row.logits]),
+    )
 
 
 def mix_classes(

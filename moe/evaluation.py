@@ -10,70 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moe.abstain import stranger_scores
-from moe.calibration import Calibration, recall_threshold
+from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.data.tables import TaskTable
-from moe.decode import mix_classes, out_of_scope_scores
+from moe.forms import FORMS
 from moe.gate import task_experts_matrix
 from moe.losses import GateSums, switch_balance
-from moe.metrics import (
-    calibration_error,
-    constant_span_f1,
-    majority_accuracy,
-    out_of_scope_curve,
-    squad_scores,
-)
 from moe.types import TaskSpec
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierResult:
-    """Decoded answers of a classifier task.
-
-    Attributes:
-        label_N: True class; the number of labels stands for out of scope.
-        predicted_N: Most probable in-scope class.
-        confidence_N: Its probability.
-        score_N: Out-of-scope score, zeros without that class.
-        rejected_N: Whether the score passed the fitted threshold.
-    """
-
-    label_N: NDArray[np.int64]
-    predicted_N: NDArray[np.int64]
-    confidence_N: NDArray[np.float64]
-    score_N: NDArray[np.float64]
-    rejected_N: NDArray[np.bool_]
-
-
-def classify(
-    spec: TaskSpec,
-    answers: Answers,
-    label_N: NDArray[np.int64],
-    calibration: Calibration,
-    expert_names: Sequence[str],
-) -> ClassifierResult:
-    """Labels, confidences and rejections of classifier answers."""
-    votes, count = answers.votes, len(answers.row_N)
-    assert votes is not None
-    temperatures = calibration.temperatures(expert_names)
-    probabilities = mix_classes(votes, temperatures[votes.expert_P], count, len(spec.labels))
-    score_N = np.zeros(count)
-    if spec.out_of_scope is not None:
-        score_N = out_of_scope_scores(votes, count, len(spec.labels))
-    return ClassifierResult(
-        label_N=label_N,
-        predicted_N=probabilities.argmax(1),
-        confidence_N=probabilities.max(1),
-        score_N=score_N,
-        rejected_N=score_N > calibration.out_of_scope.get(spec.name, np.inf),
-    )
+# What a task is judged by: the first of these among its metrics, and what 1.0 is of it.
+MAIN_METRICS = (("in_scope_accuracy", 1.0), ("accuracy", 1.0), ("f1", 100.0))
 
 
 def refusals(said: Answers, calibration: Calibration) -> NDArray[np.bool_]:
@@ -98,66 +51,14 @@ def measured_routing(
     return said.routed_N & ~refused_N, refused_N
 
 
-def measure_classifier(
-    spec: TaskSpec, result: ClassifierResult, ok_N: Any, refused_N: Any
-) -> dict[str, float]:
-    """Metrics of a classifier task.
-
-    Args:
-        spec: The task.
-        result: Decoded answers of N rows.
-        ok_N: Whether the row reached its task: an in-scope row that did not is wrong.
-        refused_N: Whether the gate abstained: right for an out-of-scope row.
-    """
-    inside_N = result.label_N < len(spec.labels)
-    right_N = (result.predicted_N == result.label_N) & ok_N
-    kept_N = inside_N & ~result.rejected_N
-    ece = calibration_error(
-        result.confidence_N[kept_N], (result.predicted_N == result.label_N)[kept_N]
-    )
-    if spec.out_of_scope is None:
-        return {"accuracy": float(right_N.mean()), "ece": ece}
-    auroc, aupr = out_of_scope_curve(result.score_N, ~inside_N)
-    at80 = right_N[inside_N].mean()
-    if not inside_N.all():
-        threshold = recall_threshold(result.score_N, ~inside_N, 0.8)
-        at80 = (right_N & (result.score_N <= threshold))[inside_N].mean()
-    recalled = ((result.rejected_N & ok_N) | refused_N)[~inside_N]
-    return {
-        "in_scope_accuracy": float((right_N & ~result.rejected_N)[inside_N].mean()),
-        "oos_recall": float(recalled.mean()) if len(recalled) else 0.0,
-        "in_scope_at_oos80": float(at80),
-        "oos_auroc": auroc,
-        "oos_aupr": aupr,
-        "ece": ece,
-    }
-
-
-def span_texts(spec: TaskSpec, answers: Answers, calibration: Calibration) -> list[str]:
-    """The answers of a span task, empty where there is none."""
-    threshold = calibration.no_answer.get(spec.name, np.inf)
-    return ["" if null - score > threshold else text for text, score, null in answers.spans]
-
-
-def measure_span(
-    texts: Sequence[str], gold: Sequence[Sequence[str]], ok_N: Any
-) -> dict[str, float]:
-    """Exact match and F1, 0-100; rows that did not reach their task score 0."""
-    scores = squad_scores(texts, gold) * np.asarray(ok_N)[:, None]
-    return {"exact_match": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
-
-
-def baseline(table: TaskTable) -> float:
-    """The main metric of a trivial answer: majority class, or best constant span (0-100)."""
-    if table.spec.type == "span":
-        return constant_span_f1(table.rows["context"][:], table.rows["answers"][:])
-    labels = table.labels()
-    return majority_accuracy(labels[labels < len(table.spec.labels)])
+def baseline(train: TaskTable, validation: TaskTable) -> float:
+    """The main metric of a trivial answer on the validation rows, in its own unit."""
+    return FORMS[validation.spec.type].baseline(train, validation)
 
 
 def main_metric(metrics: dict[str, float]) -> tuple[str, float]:
     """Name and value of the metric that a task is judged by, as a fraction."""
-    for name, scale in (("in_scope_accuracy", 1.0), ("accuracy", 1.0), ("f1", 100.0)):
+    for name, scale in MAIN_METRICS:
         if name in metrics:
             return name, metrics[name] / scale
     raise KeyError(f"no main metric among {sorted(metrics)}")
@@ -183,14 +84,8 @@ class Evaluation:
     gate: dict[str, float]
 
 
-def gold_answers(table: TaskTable, said: Answers) -> list[list[str]]:
-    """Accepted answers of each row of a span task."""
-    answers = table.rows["answers"][:]
-    return [answers[row] for row in said.row_N]
-
-
 def _in_scope(table: TaskTable, said: Answers) -> NDArray[np.bool_]:
-    # Span rows have the label -1 and no labels: they are all in scope.
+    # Only a classifier has rows out of scope; those of other forms have the label -1.
     inside: NDArray[np.bool_] = table.labels()[said.row_N] < max(len(table.spec.labels), 1)
     return inside
 
@@ -218,12 +113,8 @@ def evaluate(
     tasks: dict[str, dict[str, float]] = {}
     for table, said in zip(tables, answers, strict=True):
         ok_N, refused_N = measured_routing(said, calibration, routing)
-        if said.votes is None:
-            gold = gold_answers(table, said)
-            metrics = measure_span(span_texts(table.spec, said, calibration), gold, ok_N)
-        else:
-            result = classify(table.spec, said, table.labels()[said.row_N], calibration, names)
-            metrics = measure_classifier(table.spec, result, ok_N, refused_N)
+        form, collected = FORMS[table.spec.type], said.of(table, names)
+        metrics = form.measure(collected, calibration, ok_N, refused_N)
         inside_N = _in_scope(table, said)
         tasks[table.spec.name] = {
             "n": len(said.row_N),

@@ -10,18 +10,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from moe.abstain import Reference, Vectors, fit_reference
-from moe.calibration import (
-    Calibration,
-    fit_no_answer,
-    fit_out_of_scope,
-    fit_second_task,
-    fit_temperature,
-)
+from moe.calibration import Calibration, fit_second_task
 from moe.collect import Answers
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
-from moe.evaluation import classify, gold_answers
-from moe.metrics import squad_scores
+from moe.forms import FORMS
 
 
 def fit_calibration(
@@ -43,27 +36,8 @@ def fit_calibration(
     fitted = Calibration(second_task=_fit_second_task(answers, routing))
     for table, said in zip(tables, answers, strict=True):
         spec = table.spec
-        if said.votes is not None:
-            label_N = table.labels()[said.row_N]
-            in_scope_P = label_N[said.votes.row_P] < len(spec.labels)
-            for expert in np.unique(said.votes.expert_P):
-                mine = in_scope_P & (said.votes.expert_P == expert)
-                logits = said.votes.logits_PC[mine, : len(spec.labels)]
-                labels = label_N[said.votes.row_P[mine]]
-                fitted.temperature[expert_names[expert]] = fit_temperature(logits, labels)
-            if spec.out_of_scope is not None:
-                result = classify(spec, said, label_N, Calibration(), expert_names)
-                outside_N = label_N == len(spec.labels)
-                recall = out_of_scope_recall[spec.name]
-                threshold = fit_out_of_scope(result.score_N, outside_N, recall)
-                if threshold is not None:
-                    fitted.out_of_scope[spec.name] = threshold
-        elif spec.can_be_unanswerable:
-            gold = gold_answers(table, said)
-            margin_N = np.array([null - score for _, score, null in said.spans])
-            f1_span_N = squad_scores([text for text, _, _ in said.spans], gold)[:, 1]
-            f1_none_N = squad_scores([""] * len(gold), gold)[:, 1]
-            fitted.no_answer[spec.name] = fit_no_answer(margin_N, f1_span_N, f1_none_N)
+        recall = 0.0 if spec.out_of_scope is None else out_of_scope_recall[spec.name]
+        FORMS[spec.type].fit(said.of(table, expert_names), fitted, recall)
     return fitted
 
 

@@ -103,7 +103,9 @@ def report_table(report: dict[str, Any]) -> str:
     lines = []
     for task, metrics in report["tasks"].items():
         values = "  ".join(
-            f"{name} {value:.2f}" if name in ("exact_match", "f1") else f"{name} {value:.4g}"
+            f"{name} {value:.2f}"
+            if name in ("exact_match", "f1", "precision", "recall")
+            else f"{name} {value:.4g}"
             for name, value in metrics.items()
         )
         lines.append(f"{task:<12} {values}")

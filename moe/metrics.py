@@ -1,7 +1,8 @@
 """Metrics of the tasks on finished arrays, and the trivial baselines beside them.
 
-torchmetrics computes what it has; the SQuAD script's scores with unanswerable questions, which it
-has not, are here. `exact_match` and `f1` are 0-100, everything else a fraction.
+torchmetrics computes what it has; what it has not is here: the SQuAD script's scores with
+unanswerable questions, and the CoNLL script's of spans. Both are 0-100, everything else a fraction.
+It is imported where it is used, because answering knows this module and needs no torch.
 """
 
 from __future__ import annotations
@@ -9,16 +10,10 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-)
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -57,6 +52,9 @@ def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
 def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> float:
     """Expected calibration error in [0, 1] (Guo et al. 2017), equal-width bins; 0 if no rows."""
+    import torch
+    from torchmetrics.functional.classification import binary_calibration_error
+
     if len(confidence) == 0:
         return 0.0
     target = torch.from_numpy(correct).long()
@@ -67,6 +65,9 @@ def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> flo
 
 def out_of_scope_curve(scores: Floats, out_of_scope: Bools) -> tuple[float, float]:
     """AUROC and AUPR of a score, out of scope positive; 0.0 where a side is empty."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
     if out_of_scope.all() or not out_of_scope.any():
         return 0.0, 0.0
     # Ranks: torchmetrics would squash scores outside [0, 1] through a sigmoid and tie far ones.
@@ -92,3 +93,23 @@ def constant_span_f1(contexts: Sequence[str], answers: Sequence[Sequence[str]]) 
             spans = [" ".join(w[start : start + length]) for w in words]
             best = max(best, squad_scores(spans, answers)[:, 1].mean())
     return float(best)
+
+
+def span_scores(
+    predicted: Sequence[Sequence[Hashable]], expected: Sequence[Sequence[Hashable]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of spans over all rows, 0-100, as in the CoNLL-2000 script.
+
+    A span counts if type, start and end are right. 0 where nothing is predicted or expected.
+
+    Args:
+        predicted: Of each row its predicted spans, each once.
+        expected: Of each row its true spans.
+    """
+    right = sum(len(set(p) & set(e)) for p, e in zip(predicted, expected, strict=True))
+    num_predicted, num_expected = sum(map(len, predicted)), sum(map(len, expected))
+    return {
+        "precision": 100 * right / max(num_predicted, 1),
+        "recall": 100 * right / max(num_expected, 1),
+        "f1": 200 * right / max(num_predicted + num_expected, 1),
+    }

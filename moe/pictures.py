@@ -22,15 +22,9 @@ from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.config import ExperimentConfig
 from moe.data.tables import TaskTable
-from moe.evaluation import (
-    ClassifierResult,
-    classify,
-    joint_score,
-    main_metric,
-    measured_routing,
-    span_texts,
-)
-from moe.metrics import squad_scores
+from moe.evaluation import joint_score, main_metric, measured_routing
+from moe.forms import FORMS
+from moe.forms.classifier import ClassifierResult, classify
 
 NUM_SAMPLES = 8
 MAX_CHARACTERS = 120
@@ -73,9 +67,8 @@ class Pictures(Callback):
                 sample_table(table, said, pl_module.calibration, pl_module.model.tasks, names),
                 step,
             )
-            if said.votes is not None:
-                label_N = table.labels()[said.row_N]
-                result = classify(table.spec, said, label_N, pl_module.calibration, names)
+            if table.spec.type == "classifier":  # no other form has pictures of its own
+                result = classify(said.of(table, names), pl_module.calibration)
                 _classifier(writer, table, result, step, draws)
         writer.flush()
 
@@ -165,7 +158,7 @@ def routing_shares(
     shares, names = [], []
     for table, said in zip(tables, answers, strict=True):
         spec = table.spec
-        # Span rows have the label -1 and no labels: they are all in scope.
+        # Only a classifier has rows out of scope; those of other forms have the label -1.
         inside_N = table.labels()[said.row_N] < max(len(spec.labels), 1)
         groups = ((spec.name, inside_N), (f"{spec.name}\n{spec.out_of_scope}", ~inside_N))
         for name, rows_N in groups:
@@ -182,24 +175,6 @@ def escape(text: str) -> str:
     if len(line) > MAX_CHARACTERS:
         line = line[: MAX_CHARACTERS - 1] + "…"
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", line)
-
-
-def _answered(
-    table: TaskTable, said: Answers, calibration: Calibration, expert_names: Sequence[str]
-) -> tuple[list[str], list[float]]:
-    """Decoded answer of each row, and its probability."""
-    spec = table.spec
-    if said.votes is None:
-        return (
-            [text or "— no answer —" for text in span_texts(spec, said, calibration)],
-            [score for _, score, _ in said.spans],
-        )
-    result = classify(spec, said, table.labels()[said.row_N], calibration, expert_names)
-    names = [
-        spec.out_of_scope or "" if rejected else spec.labels[predicted]
-        for predicted, rejected in zip(result.predicted_N, result.rejected_N, strict=True)
-    ]
-    return names, result.confidence_N.tolist()
 
 
 def sample_table(
@@ -220,24 +195,19 @@ def sample_table(
         specs: All tasks of the model.
         expert_names: All experts of the model.
     """
-    spec = table.spec
-    answers, scores = _answered(table, said, calibration, expert_names)
     reached_N, _ = measured_routing(said, calibration, "learned")
     picked = np.unique(np.linspace(0, len(said.row_N) - 1, NUM_SAMPLES).round().astype(int))
     # No column of its own for the score: TensorBoard would break narrow columns inside words.
     lines = ["| | text | expected | answered (score) | gate |", "|---|---|---|---|---|"]
-    for at, row in zip(picked, table.read(said.row_N[picked].tolist()), strict=True):
-        if spec.type == "span":
-            gold = list(dict.fromkeys(row["answers"])) or ["— no answer —"]
-            right = squad_scores([answers[at]], [gold])[0, 0] == 100.0
-        else:
-            gold = [[*spec.labels, spec.out_of_scope or ""][row["label"]]]
-            right = answers[at] == gold[0]
+    collected = said.of(table, expert_names).select(picked.tolist())
+    shown = FORMS[table.spec.type].show(collected, calibration)
+    rows = table.read(said.row_N[picked].tolist())
+    for at, row, one in zip(picked, rows, shown, strict=True):
         best = np.argsort(-said.mass_NT[at])[:2]
         gate = ", ".join(f"{escape(specs[t].name)} {said.mass_NT[at, t]:.2f}" for t in best)
-        cells = [escape(row["text"]), escape(" / ".join(gold)), escape(answers[at])]
-        mark = "✓" if right and reached_N[at] else "✗"
-        lines.append(f"| {mark} | {' | '.join(cells)} ({scores[at]:.2f}) | {gate} |")
+        cells = [escape(row["text"]), escape(one.expected), escape(one.answered)]
+        mark = "✓" if one.right and reached_N[at] else "✗"
+        lines.append(f"| {mark} | {' | '.join(cells)} ({one.score:.2f}) | {gate} |")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, Pipeline, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from moe.checkpoint import MODEL_TYPE
+from moe.forms import FORMS
 from moe.predict import MixtureOfExperts
 from moe.types import InputError, TaskSpec
 
@@ -163,7 +164,7 @@ class MixtureOfExpertsPipeline(Pipeline):  # type: ignore[misc]
         if "text" in inputs:
             raise InputError("pipeline: give either question or text, not both")
         request = {("text" if k == "question" else k): v for k, v in inputs.items()}
-        spans = [task.name for task in self._predictor.tasks if task.type == "span"]
+        spans = [task.name for task in self._predictor.tasks if task.needs_context]
         if tasks is None and request.get("tasks") is None and spans:
             request["tasks"] = spans
         return request
@@ -185,7 +186,8 @@ def pipeline_entries(said: Mapping[str, Any], tasks: Sequence[TaskSpec]) -> list
     """An answer of `predict` as entries of a pipeline, the most probable task first.
 
     Out of scope has the label that the training data has for it. An abstained request has the
-    keys of both forms: label None, an empty answer, score 0.
+    keys of labels and of spans of a context: label None, an empty answer, score 0. A tagger gives
+    an entry per span, perhaps none.
 
     Args:
         said: What `predict` returned for one request.
@@ -194,19 +196,14 @@ def pipeline_entries(said: Mapping[str, Any], tasks: Sequence[TaskSpec]) -> list
     if said["abstained"]:
         nothing = {"label": None, "score": 0.0, "answer": "", "start": 0, "end": 0}
         return [{**nothing, "task": None, "expert": None, "abstained": True}]
-    names = {task.name: task for task in tasks}
+    specs = {task.name: task for task in tasks}
     entries = []
     for chosen in said["routing"]:
         answer = said["answers"][chosen["task"]]
         best = max(chosen["experts"], key=lambda expert: float(expert["weight"]))
         entry = {"task": chosen["task"], "expert": best["name"], "abstained": False}
-        if "no_answer" in answer:
-            # Without an answer the removed pipeline said 0, 0 and an empty text.
-            place = {"start": answer["start"] or 0, "end": answer["end"] or 0}
-            entries.append({"answer": answer["text"], "score": answer["score"], **place, **entry})
-        else:
-            label = answer["label"] or names[chosen["task"]].out_of_scope
-            entries.append({"label": label, "score": answer["score"], **entry})
+        spec = specs[chosen["task"]]
+        entries += [{**said_of, **entry} for said_of in FORMS[spec.type].entries(spec, answer)]
     return entries
 
 

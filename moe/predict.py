@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.answers import label_answers, span_answer
 from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.collate import RequestBatch, collate_requests
 from moe.data.windows import Window, token_budget
 from moe.gate import mean_per_request
 from moe.predictor import Predictor
-from moe.readout import classifier_votes, span_choices
+from moe.readout import read_task
 from moe.requests import Request
-from moe.types import InputError, MixtureOutput, expert_columns
+from moe.types import InputError, expert_columns
 
 
 class MixtureOfExperts(Predictor):
@@ -98,7 +97,8 @@ class MixtureOfExperts(Predictor):
         """Answers of one micro-batch, in which all requests or none name their tasks."""
         batch = batch.to(self.device)
         output = self.model(batch.batch, tasks_BT=self._named_tasks(requests, batch))
-        answers = self._decode(requests, batch, output, offsets)
+        said = [read_task(output, batch, columns) for columns in expert_columns(self.tasks)]
+        answers = self._decode(requests, said, offsets)
         first, routing = batch.first_windows(), output.routing
         pooled_BD = mean_per_request(output.pooled_BD.float(), batch.batch.request_ids)
         pooled_ND = pooled_BD[first].cpu().numpy()
@@ -119,34 +119,6 @@ class MixtureOfExperts(Predictor):
                 answerable_NT=self.model.answerable(batch.batch)[first].cpu().numpy(),
             )
         return records
-
-    def _decode(
-        self,
-        requests: Sequence[Request],
-        batch: RequestBatch,
-        output: MixtureOutput,
-        offsets: Sequence[Any],
-    ) -> list[dict[str, Any]]:
-        """For each request its answers by task."""
-        answers: list[dict[str, Any]] = [{} for _ in requests]
-        calibration, names = self.bundle.calibration, self.model.expert_names
-        ran = {answer.expert for answer in output.experts}
-        for task, columns in zip(self.tasks, expert_columns(self.tasks), strict=True):
-            if ran.isdisjoint(columns):
-                continue
-            if task.type == "span":
-                decoded = {
-                    row: span_answer(
-                        task, choice, requests[row].context or "", offsets[row], calibration
-                    )
-                    for row, choice in span_choices(output, batch, columns).items()
-                }
-            else:
-                votes = classifier_votes(output, batch, columns)
-                decoded = label_answers(task, votes, len(requests), names, calibration)
-            for row, answer in decoded.items():
-                answers[row][task.name] = answer
-        return answers
 
     def _named_tasks(self, requests: Sequence[Request], batch: RequestBatch) -> Tensor | None:
         if requests[0].tasks is None:

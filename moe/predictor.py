@@ -6,14 +6,18 @@ Without torch. Dimensions: N requests, D width of the pooled embedding, E expert
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from moe.abstain import Vectors
 from moe.answers import routing_answer
 from moe.calibration import Calibration
-from moe.data.windows import TextTokenizer, Window, make_windows
+from moe.data.text import restore_offsets
+from moe.data.windows import TextTokenizer, Window, Words, make_windows
+from moe.decode import WindowSaid
 from moe.explain import explanation, refusals, similarities
+from moe.forms import FORMS, Source
 from moe.requests import Request, parse_request
 from moe.streams import respond
 from moe.types import InputError, TaskSpec
@@ -115,6 +119,40 @@ class Predictor(ABC):
                 requests, texts, contexts, strict=True
             )
         ]
+
+    def _decode(
+        self,
+        requests: Sequence[Request],
+        said: Sequence[Mapping[int, Sequence[WindowSaid]]],
+        offsets: Sequence[Any],
+    ) -> list[dict[str, Any]]:
+        """For each request its answers by task.
+
+        Args:
+            requests: N requests.
+            said: For each task the windows of the requests that reached it, by their number.
+            offsets: For each request the character offsets of its context's tokens.
+        """
+        answers: list[dict[str, Any]] = [{} for _ in requests]
+        names = [name for task in self.tasks for name in task.expert_names]
+        for task, windows in zip(self.tasks, said, strict=True):
+            form = FORMS[task.type]
+            read = [
+                form.read(own, self._source(requests[row], offsets[row]))
+                for row, own in windows.items()
+            ]
+            decoded = form.answers(task, read, self._calibration, names) if read else []
+            for row, answer in zip(windows, decoded, strict=True):
+                answers[row][task.name] = answer
+        return answers
+
+    def _source(self, request: Request, offsets: Any) -> Source:
+        def words() -> Words:
+            found = self._tokenizer.words(request.text)
+            return replace(found, offsets_W2=restore_offsets(request.original, found.offsets_W2))
+
+        context = request.context or ""
+        return Source(text=request.original, context=context, offsets=offsets, words=words)
 
     def _refused(self, requests: Sequence[Request], pooled_ND: Vectors) -> list[str | None]:
         """Why the gate abstains from each request, None where it does not or tasks are named."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe.data.formats import normalise_text, replace_surrogates
+from moe.data.text import normalise_text, replace_surrogates
 from moe.types import InputError, TaskSpec
 
 _FIELDS = ("id", "text", "context", "tasks")
@@ -21,12 +21,19 @@ class Request:
         context: As given, so that offsets of answers fit; None without one.
         tasks: Names of the tasks to answer; None lets the gate choose.
         id: Returned with the answer, None if there was none.
+        given: The text as it came, in which spans of it are counted; None if it is `text`.
     """
 
     text: str
     context: str | None = None
     tasks: tuple[str, ...] | None = None
     id: str | None = None
+    given: str | None = None
+
+    @property
+    def original(self) -> str:
+        """The text as it came."""
+        return self.text if self.given is None else self.given
 
 
 def _optional_text(value: Any, field: str) -> str | None:
@@ -72,7 +79,7 @@ def parse_request(value: Any, tasks: Sequence[TaskSpec]) -> Request:
         raise InputError(f"request: unknown field {unknown[0]!r}, known: {', '.join(_FIELDS)}")
     if not isinstance(value.get("text"), str):
         raise InputError(f"request: text must be a string, got {value.get('text')!r:.60}")
-    text = normalise_text(value["text"])
+    given, text = replace_surrogates(value["text"]), normalise_text(value["text"])
     if not text:
         raise InputError(f"request: text is empty, got {value['text']!r:.60}")
     context = _optional_text(value.get("context"), "context")
@@ -84,4 +91,5 @@ def parse_request(value: Any, tasks: Sequence[TaskSpec]) -> Request:
         context=context,
         tasks=_task_names(value.get("tasks"), tasks, context),
         id=_optional_text(value.get("id"), "id"),
+        given=None if given == text else given,
     )

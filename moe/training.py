@@ -261,7 +261,10 @@ def _result(folder: Path, lit: LitMixture, tables: Tables) -> TrainingResult:
         folder=folder,
         best=best if best.is_file() else None,
         evaluation=evaluation,
-        baselines={t.spec.name: baseline(t) for t in tables.validation},
+        baselines={
+            validation.spec.name: baseline(train, validation)
+            for train, validation in zip(tables.train, tables.validation, strict=True)
+        },
     )
 
 

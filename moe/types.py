@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:  # requests and answers are read and written without torch, too
     from torch import Tensor
 
-ExpertType = Literal["classifier", "span"]
+ExpertType = Literal["classifier", "span", "tagger"]
+NEEDS_CONTEXT: tuple[ExpertType, ...] = ("span",)  # they answer out of a passage
 Pooling = Literal["first", "mean", "text", "both"]
 
 
@@ -35,7 +36,7 @@ class TaskSpec:
         name: The task's name in configs, requests and TensorBoard.
         type: Which kind of expert answers it.
         num_experts: Experts that share the task.
-        labels: Class names in the order of the logits, in-scope classes only.
+        labels: Class names in the order of the logits, in-scope classes only; of a tagger BIO tags.
         out_of_scope: Name of the extra last class for rows that fit no label, or None.
         can_be_unanswerable: Whether training held questions without an answer.
     """
@@ -60,7 +61,7 @@ class TaskSpec:
     @property
     def needs_context(self) -> bool:
         """Whether a request without a passage cannot be answered."""
-        return self.type == "span"
+        return self.type in NEEDS_CONTEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class Batch:
         labels: (B,) int64 class of the row, -1 where there is none.
         spans: (B, 2) int64 first and last token of the answer; (0, 0), the [CLS] token, where
             the window holds no answer.
+        tags: (B, L) int64 class of the word that begins at a token, -1 at all others; None if no
+            row has any.
         target_BT: (B, T) the mass that the gate should give each task, rows summing to 1; None
             outside training.
         step_rows_T: (T,) int64 rows per task of the whole optimizer step, None outside training.
@@ -88,6 +91,7 @@ class Batch:
     task_ids: Tensor
     labels: Tensor
     spans: Tensor
+    tags: Tensor | None = None
     target_BT: Tensor | None = None
     step_rows_T: Tensor | None = None
 
@@ -144,7 +148,8 @@ class ExpertOutput:
     Attributes:
         expert: Its column in the gate.
         rows_N: (N,) int64, rows of the micro-batch.
-        logits: (N, C) for a classifier, (N, L, 2) start and end for a span expert.
+        logits: (N, C) for a classifier, (N, L, 2) start and end for a span expert, (N, L, C) for a
+            tagger.
     """
 
     expert: int

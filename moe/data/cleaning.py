@@ -6,12 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from moe.data.formats import Example
-from moe.types import ExpertType, InputError
-
-By = Literal["text", "context"]
+from moe.data.formats import By, Example
+from moe.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class CleaningReport:
 def drop_duplicates(examples: Sequence[Example]) -> tuple[list[Example], int]:
     """Rows without copies (same text but for case, context, and target), the first stays; and how
     many were dropped."""
-    return _first_of_each(examples, lambda row: (*_input(row), row.label, row.answers))
+    return _first_of_each(examples, lambda row: (*_input(row), row.label, row.answers, row.tags))
 
 
 def drop_contradictions(examples: Sequence[Example]) -> tuple[list[Example], int]:
@@ -108,17 +105,16 @@ def clean(
     train: Sequence[Example],
     validation: Sequence[Example] | None,
     *,
-    type: ExpertType,
+    by: By,
     seed: int,
     share: float = 0.1,
 ) -> tuple[list[Example], list[Example], CleaningReport]:
     """Training rows without copies, contradictions and what validation holds; validation; a report.
 
     Validation rows that are given stay as they are, so that a published set keeps its size.
-    Without them (None), `share` of the clean training rows is split off. Classifier rows are
-    grouped by text, span rows by context.
+    Without them (None), `share` of the clean training rows is split off. The two share no text, or
+    no context, as `by` says.
     """
-    by: By = "context" if type == "span" else "text"
     rows, duplicates = drop_duplicates(train)
     rows, contradictions = drop_contradictions(rows)
     if validation is None:

@@ -40,9 +40,21 @@ def collate(
         task_ids=torch.tensor([window.task for window in windows]),
         labels=torch.tensor([window.label for window in windows]),
         spans=torch.tensor([window.positions for window in windows]),
+        tags=_tags(windows, padded.input_ids.shape[1]),
         target_BT=None if step_rows_T is None else _targets(windows, len(step_rows_T)),
         step_rows_T=step_rows_T,
     )
+
+
+def _tags(windows: Sequence[Window], length: int) -> Tensor | None:
+    """The class at the first token of every word (B, L), -1 elsewhere; None without any."""
+    if all(window.tags is None for window in windows):
+        return None
+    tags_BL = torch.full((len(windows), length), -1)
+    for row, window in enumerate(windows):
+        if window.tags is not None:  # the text begins after [CLS]
+            tags_BL[row, 1 : 1 + len(window.tags)] = torch.tensor(window.tags)
+    return tags_BL
 
 
 def _targets(windows: Sequence[Window], num_tasks: int) -> Tensor:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from moe.data.text import is_blank, normalise_text, replace_surrogates, shorten
 from moe.types import InputError
 
+Split = Literal["train", "validation", "test"]
+By = Literal["text", "context"]  # what rows for training and validation must not share
+CLINC_KEYS: Mapping[Split, tuple[str, str]] = {
+    "train": ("train", "oos_train"),
+    "validation": ("val", "oos_val"),
+    "test": ("test", "oos_test"),
+}
 TEXT_COLUMNS = ("text", "sentence", "utterance", "query", "question", "review", "content")
 LABEL_COLUMNS = ("label", "intent", "category", "class")
-_BLANKS = re.compile(r"[\x00-\x1f\x7f-\x9f\s]+")  # category Cc and white space
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +42,16 @@ class Example:
     Attributes:
         text: The text to classify, or the question; normalised (`normalise_text`).
         context: The passage of a span task, as it came but for lone surrogates.
-        label: Class name; None in span tasks.
+        label: Class name of a classifier task, else None.
         answers: Accepted answers of a span task; empty where the question has none.
+        tags: BIO tags of a tagger task, one for each piece of the text between blanks.
     """
 
     text: str
     context: str | None = None
     label: str | None = None
     answers: tuple[Answer, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +86,12 @@ class Table:
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by class number
 
 
-def replace_surrogates(text: str) -> str:
-    """Lone surrogates, which UTF-8 cannot hold, become U+FFFD; the length stays."""
-    return _SURROGATES.sub("\ufffd", text)
-
-
-def normalise_text(text: str) -> str:
-    """NFC; runs of white space and control characters become one space; stripped."""
-    return _BLANKS.sub(" ", unicodedata.normalize("NFC", replace_surrogates(text))).strip()
-
-
-def shorten(value: object) -> str:
-    """`repr(value)`, at most 80 characters long."""
-    shown = repr(value[:81] if isinstance(value, str) else value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
 def classifier_examples(table: Table, columns: Columns) -> list[Example]:
     """One example per row of a table with a text, a label and, if named, a context column."""
-    label = _column(table, "label", columns.label, LABEL_COLUMNS)
+    label = find_column(table, "label", columns.label, LABEL_COLUMNS)
     found = [name for name in TEXT_COLUMNS if name != label]
-    text = _column(table, "text", columns.text, found + _only_text_column(table, label))
-    context = columns.context and _column(table, "context", columns.context, ())
+    text = find_column(table, "text", columns.text, found + _only_text_column(table, label))
+    context = columns.context and find_column(table, "context", columns.context, ())
     return [
         Example(
             text=_text(row.get(text), place, text),
@@ -113,9 +104,9 @@ def classifier_examples(table: Table, columns: Columns) -> list[Example]:
 
 def span_examples(table: Table, columns: Columns) -> list[Example]:
     """One example per row of a table with question, context, and `answers` or `answer`."""
-    question = _column(table, "text", columns.text, ("question",))
-    passage = _column(table, "context", columns.context, ("context",))
-    target = _column(table, "answers", None, ("answers", "answer"))
+    question = find_column(table, "text", columns.text, ("question",))
+    passage = find_column(table, "context", columns.context, ("context",))
+    target = find_column(table, "answers", None, ("answers", "answer"))
     read_answers = _listed_answers if target == "answers" else _flat_answer
     examples = []
     for place, row in table.rows:
@@ -176,7 +167,14 @@ def clinc_examples(document: Any, file: str, keys: Sequence[str]) -> list[Exampl
     return examples
 
 
-def _column(table: Table, what: str, named: str | None, candidates: Sequence[str]) -> str:
+def clinc_rows(document: Any, file: str, keys: Sequence[str] | None, split: Split) -> list[Example]:
+    """CLINC JSON under the named keys, or under those of the split that are there."""
+    natural = [key for key in CLINC_KEYS[split] if isinstance(document, dict) and key in document]
+    return clinc_examples(document, file, keys or natural or CLINC_KEYS[split])
+
+
+def find_column(table: Table, what: str, named: str | None, candidates: Sequence[str]) -> str:
+    """The column that was named, or else the first candidate that is there."""
     wanted = candidates if named is None else (named,)
     for name in wanted:
         if name in table.columns:
@@ -212,7 +210,7 @@ def _items(parent: Any, key: str, place: Place) -> list[tuple[Any, Place]]:
 
 
 def _passage(value: object, place: Place, name: str) -> str:
-    if not isinstance(value, str) or not _BLANKS.sub("", value):
+    if not isinstance(value, str) or is_blank(value):
         raise place.error(name, value, "a string that is not empty")
     return replace_surrogates(value)  # else as it came: the answers are offsets into it
 

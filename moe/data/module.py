@@ -80,6 +80,7 @@ class StepDataset(Dataset[Step]):
             passage = self.donors.read([row.donor])[0]["context_ids"]
             context_ids = passage[row.donor_first : row.donor_first + row.donor_length]
         start, end = record["span"]
+        tags = record.get("noised_tags" if row.noised else "tags")
         return Window(
             text_ids=text_ids,
             context_ids=context_ids,
@@ -87,6 +88,7 @@ class StepDataset(Dataset[Step]):
             task=table.task,
             label=int(record["label"]),
             span=(int(start), int(end)),
+            tags=None if tags is None else tags[:length],
             targets=record.get("targets", ()),
         )
 

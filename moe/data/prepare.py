@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from moe.data.routing import RoutingTable, hold_out, read_routing_rows
 from moe.data.sources import Columns, Example, read_source
 from moe.data.tables import TaskTable, build_table
 from moe.data.windows import TextTokenizer
+from moe.forms import FORMS
 from moe.types import InputError, TaskSpec
 
 EXEMPLAR_TOKENS = 40_000  # of each task: some 4,000 short texts, or 250 with a passage
@@ -54,58 +54,24 @@ def read_split(
         raise InputError(f"task {name}: {error}") from error
 
 
-def _labels(name: str, task: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]:
-    if task.type != "classifier":
-        return ()
-    found = {example.label or "" for example in train} - {task.out_of_scope}
-    labels = task.labels or sorted(found)
-    if task.out_of_scope in labels:
-        raise InputError(
-            f"tasks.{name}.labels lists {task.out_of_scope!r}, which is tasks.{name}.out_of_scope: "
-            "keep it in one of the two"
-        )
-    if len(labels) < 2:
-        raise InputError(
-            f"task {name}: {len(labels)} label in the training rows ({', '.join(labels)}); "
-            "a classifier needs at least 2"
-        )
-    return tuple(labels)
-
-
 def read_task(name: str, task: TaskConfig, root: str, seed: int) -> TaskData:
     """Reads and cleans the training and validation rows of a task."""
+    form = FORMS[task.type]
     train = read_split(name, task, task.train, root, "train")
     validation = None
     if task.validation is not None:
         validation = read_split(name, task, task.validation, root, "validation")
     try:
-        train, validation, report = clean(train, validation, type=task.type, seed=seed)
+        train, validation, report = clean(train, validation, by=form.GROUP_BY, seed=seed)
     except InputError as error:
         raise InputError(f"task {name}: {error}") from error
-    labels = _labels(name, task, train)
-    spec = TaskSpec(
-        name=name,
-        type=task.type,
-        num_experts=task.experts,
-        labels=labels,
-        out_of_scope=task.out_of_scope,
-        can_be_unanswerable=task.type == "span" and any(not e.answers for e in train),
-    )
+    spec = form.build_spec(name, task, train)
     return TaskData(spec=spec, train=train, validation=validation, report=report)
 
 
 def describe(data: TaskData) -> str:
     """One line for the table printed before training: rows, classes, what was dropped."""
-    if data.spec.type == "span":
-        none = sum(not example.answers for example in data.train)
-        detail = f"{len({e.context for e in data.train})} passages, {none} questions without answer"
-    else:
-        counts = Counter(example.label for example in data.train)
-        outside = counts.pop(data.spec.out_of_scope, 0)
-        (most, rows), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
-        detail = f"{len(data.spec.labels)} classes ({most}: {rows} ... {least}: {fewest})"
-        if data.spec.out_of_scope:
-            detail += f", {outside} out of scope"
+    detail = FORMS[data.spec.type].describe(data.spec, data.train)
     return f"{data.spec.name}: {data.report}; {detail}"
 
 

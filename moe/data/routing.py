@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.data.augment import add_noise
-from moe.data.formats import Place, normalise_text, replace_surrogates
-from moe.data.sources import Split, read_json_lines
+from moe.data.formats import Place, Split
+from moe.data.sources import read_json_lines
+from moe.data.text import normalise_text, replace_surrogates
 from moe.data.windows import TextTokenizer, Window, make_windows
 from moe.types import InputError
 

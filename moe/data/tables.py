@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,42 +18,11 @@ from moe.data.augment import add_noise
 from moe.data.routing import RoutingTable
 from moe.data.sources import Example
 from moe.data.windows import TextTokenizer, Window, make_windows, window_starts
-from moe.types import InputError, TaskSpec
+from moe.forms import FORMS
+from moe.types import TaskSpec
 
 _VERSION = 1
 _CHUNK = 1000
-
-
-def _answer_tokens(offsets: NDArray[np.int32], start: int, end: int) -> tuple[int, int]:
-    """First and last token that touch the characters [start, end) of the context."""
-    touching = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
-    return (int(touching[0]), int(touching[-1])) if len(touching) else (-1, -1)
-
-
-def _voted_answer(example: Example) -> tuple[int, int] | None:
-    """Characters of the answer most annotators gave, the first given among equals."""
-    if not example.answers:
-        return None
-    votes = Counter((a.start, a.start + len(a.text)) for a in example.answers)
-    return votes.most_common(1)[0][0]
-
-
-def _label_number(example: Example, spec: TaskSpec) -> int:
-    if spec.type != "classifier":
-        return -1
-    if example.label == spec.out_of_scope and example.label is not None:
-        return len(spec.labels)
-    label = example.label or ""
-    if label in spec.labels:
-        return spec.labels.index(label)
-    if label.isdecimal() and int(label) < len(spec.labels):  # a number stands for its name
-        return int(label)
-    raise InputError(
-        f"task {spec.name}: label {label!r} of {example.text[:60]!r} is neither a name nor a "
-        f"number of the {len(spec.labels)} labels ({', '.join(spec.labels[:6])}"
-        f"{', ...' if len(spec.labels) > 6 else ''}): correct the row, or list all labels in "
-        f"tasks.{spec.name}.labels"
-    )
 
 
 def _rows(
@@ -68,17 +36,17 @@ def _rows(
         for example, (text_ids, _), (noised_ids, _), (context_ids, offsets) in zip(
             chunk, texts, noised, contexts, strict=True
         ):
-            voted = _voted_answer(example)
             yield {
                 "text": example.text,
                 "context": example.context,
-                "answers": [answer.text for answer in example.answers],
-                "label": _label_number(example, spec),
-                "span": (-1, -1) if voted is None else _answer_tokens(offsets, *voted),
+                "answers": [],
+                "label": -1,
+                "span": (-1, -1),
                 "text_ids": text_ids,
                 "noised_ids": noised_ids,
                 "context_ids": context_ids,
                 "offsets": offsets.reshape(-1),
+                **FORMS[spec.type].encode(example, spec, tokenizer, offsets),
             }
 
 
@@ -96,7 +64,8 @@ class TaskTable:
     Attributes:
         spec: The task.
         task: Its number.
-        rows: Arrow table with text, context, answers, label, span and token ids.
+        rows: Arrow table with text, context, answers, label, span, token ids, and what the task's
+            form adds.
     """
 
     spec: TaskSpec
@@ -113,7 +82,7 @@ class TaskTable:
         return np.concatenate(pieces).astype(np.int64)
 
     def labels(self) -> NDArray[np.int64]:
-        """Class of each row (rows,), -1 for span tasks."""
+        """Class of each row (rows,), -1 where a row has none."""
         return np.array(self.rows.with_format("numpy")["label"][:], dtype=np.int64)
 
     def read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -151,7 +120,7 @@ def build_table(
         cache.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         datasets.disable_progress_bars()
-        datasets.Dataset.from_dict(columns, features=_features()).save_to_disk(str(partial))
+        datasets.Dataset.from_dict(columns, features=_features(columns)).save_to_disk(str(partial))
         try:
             partial.rename(folder)
         except OSError:  # another process was first
@@ -159,23 +128,17 @@ def build_table(
     return TaskTable(spec=spec, task=task, rows=datasets.load_from_disk(str(folder)))
 
 
-def _features() -> Any:
+def _features(columns: Iterable[str]) -> Any:
+    """Lists of integers, but for the few columns that are something else."""
     from datasets import Features, List, Value
 
-    tokens = List(Value("int32"))
-    return Features(
-        {
-            "text": Value("string"),
-            "context": Value("string"),
-            "answers": List(Value("string")),
-            "label": Value("int32"),
-            "span": tokens,
-            "text_ids": tokens,
-            "noised_ids": tokens,
-            "context_ids": tokens,
-            "offsets": tokens,
-        }
-    )
+    others = {
+        "text": Value("string"),
+        "context": Value("string"),
+        "answers": List(Value("string")),
+        "label": Value("int32"),
+    }
+    return Features({name: others.get(name, List(Value("int32"))) for name in columns})
 
 
 @dataclass(frozen=True, kw_only=True)

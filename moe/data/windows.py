@@ -19,6 +19,25 @@ from moe.types import InputError
 Ids = NDArray[np.int32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """The words of a text: runs without a blank or punctuation, and each punctuation character.
+
+    They are the pieces that the tokenizer never joins, so that they, like the token ids, do not
+    depend on whether there is a blank before a comma.
+
+    Attributes:
+        starts_W: First token of each word.
+        offsets_W2: Its characters [start, end).
+    """
+
+    starts_W: NDArray[np.int64]
+    offsets_W2: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts_W)
+
+
 class TextTokenizer:
     """Token ids and character offsets of plain text, without special tokens or truncation."""
 
@@ -71,6 +90,15 @@ class TextTokenizer:
             for e in encodings
         ]
 
+    def words(self, text: str) -> Words:
+        """The words of a text, with their tokens as `encode` numbers them."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        starts = np.flatnonzero(np.diff(np.array(encoding.word_ids, dtype=np.int64), prepend=-1))
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        ends = np.append(starts, len(offsets))[1:] - 1
+        offsets_W2 = np.stack([offsets[starts, 0], offsets[ends, 1]], axis=1)
+        return Words(starts_W=starts, offsets_W2=offsets_W2)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
@@ -84,6 +112,8 @@ class Window:
         label: Class of the row, -1 if there is none.
         span: First and last context token of the answer, counted in the whole context; (-1, -1)
             if there is none.
+        tags: Class of the word that begins at each token of the text, -1 at the others; None
+            without tags.
         targets: Numbers of the tasks that the gate should send a row without an answer to; empty
             for every other row.
     """
@@ -94,6 +124,7 @@ class Window:
     task: int = -1
     label: int = -1
     span: tuple[int, int] = (-1, -1)
+    tags: Ids | None = None
     targets: tuple[int, ...] = ()
 
     def __len__(self) -> int:

@@ -9,10 +9,11 @@ from torch import nn
 from moe.experts.base import Expert
 from moe.experts.classifier import Classifier
 from moe.experts.span import Span
+from moe.experts.tagger import Tagger
 from moe.experts.trunk import Trunk
 from moe.types import TaskSpec
 
-__all__ = ["EXPERT_TYPES", "Classifier", "Expert", "Span", "Trunk", "build_expert"]
+__all__ = ["EXPERT_TYPES", "Classifier", "Expert", "Span", "Tagger", "Trunk", "build_expert"]
 
 
 def _build_classifier(*, task: TaskSpec, pooling: Any, **shape: Any) -> Expert:
@@ -23,7 +24,11 @@ def _build_span(*, task: TaskSpec, pooling: Any, **shape: Any) -> Expert:
     return Span(**shape)
 
 
-EXPERT_TYPES = {"classifier": _build_classifier, "span": _build_span}
+def _build_tagger(*, task: TaskSpec, pooling: Any, **shape: Any) -> Expert:
+    return Tagger(num_classes=task.num_classes, **shape)
+
+
+EXPERT_TYPES = {"classifier": _build_classifier, "span": _build_span, "tagger": _build_tagger}
 
 
 def build_expert(

@@ -90,7 +90,7 @@ class OnnxGraph:
     def run_experts(
         self, encoded: Encoded, chosen_BE: NDArray[np.bool_]
     ) -> dict[int, NDArray[np.float32]]:
-        """Logits by expert of those that some window chose, (B, C) or (B, L, 2).
+        """Logits by expert of those that some window chose, (B, C), (B, L, 2) or (B, L, C).
 
         0 in the windows that did not choose the expert.
         """

@@ -23,8 +23,9 @@ known_hidden (batch, length, width): `hidden` of an earlier run on the same rows
 no encoder; empty by default.
 Outputs: gate_logits (batch, experts) of each row alone: average them over the windows of a request.
 pooled (batch, width or twice that): what the gate read. hidden (batch, length, width). By name of
-the expert its logits: (batch, classes), or (batch, length, 2) for start and end, -1e9 outside the
-passage and at position 0 the score of no answer; 0 in rows that did not choose it."""
+the expert its logits: (batch, classes); of a tagger (batch, length, tags); or (batch, length, 2)
+for start and end, -1e9 outside the passage and at position 0 the score of no answer. 0 in rows that
+did not choose it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,24 @@ class ExpertPart:
     Attributes:
         name: Its name, and that of its output.
         model: From `hidden`, `attention`, `context` of its rows to logits.
-        num_classes: C; None for a span expert.
     """
 
     name: str
     model: ModelProto
-    num_classes: int | None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the logits are (N, L, C) and not (N, C)."""
+        return len(self._shape) == 3
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self._shape[-1].dim_value)
+
+    @property
+    def _shape(self) -> Any:
+        return self.model.graph.output[0].type.tensor_type.shape.dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +125,7 @@ def _outputs(parts: Parts) -> list[ValueInfoProto]:
         value("pooled", parts.pooled_dim),
         value("hidden", "length", parts.dim),
         *(
-            value(part.name, "length", 2)
-            if part.num_classes is None
-            else value(part.name, part.num_classes)
+            value(part.name, *(["length"] if part.per_token else []), part.num_classes)
             for part in parts.experts
         ),
     ]
@@ -173,7 +184,7 @@ def _expert(part: ExpertPart, column: int) -> _Piece:
     inner = own + "inner/"
     inside = _placed(part.model, inner, own_inputs=True)
     rows, shape = own + "rows", own + "shape"
-    sizes = "size" if part.num_classes is None else "rows"
+    sizes = "size" if part.per_token else "rows"
     before = [
         _node("Gather", ["chosen_all", own + "column"], own + "chosen", axis=1),
         _node("NonZero", [own + "chosen"], own + "found"),
@@ -182,7 +193,7 @@ def _expert(part: ExpertPart, column: int) -> _Piece:
         _node("Greater", [own + "count", "none"], own + "any"),
         _node("Concat", [sizes, own + "classes"], shape, axis=0),
     ]
-    constants = [_scalar(own + "column", column), _ints(own + "classes", [part.num_classes or 2])]
+    constants = [_scalar(own + "column", column), _ints(own + "classes", [part.num_classes])]
     used = {name for node in inside.node for name in node.input}
     tensors = [name for name in ("hidden", "attention", "context") if inner + name in used]
     nodes = [

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from moe.checkpoint import Bundle
 from moe.data.sources import Example, read_source
 from moe.data.windows import PaddedWindows, Window, make_windows, pad_windows
+from moe.forms import FORMS
 from moe.model import Mixture
 from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.routing import decide
-from moe.types import Batch, ExpertType, expert_columns
+from moe.types import Batch, ExpertType
 
 TEXTS = 512
 ROWS = (1, 2, 3, 8, 16, 32, 64)  # of the micro-batches of texts, one after another
@@ -31,6 +32,7 @@ SAMPLES: dict[str, ExpertType] = {
     "sample:qa": "span",
     "sample:intent": "classifier",
 }
+TAGGED: dict[str, ExpertType] = {"sample:slots": "tagger"}  # where a model has taggers
 Floats32 = NDArray[np.float32]
 Outputs = dict[str, Floats32]
 
@@ -47,8 +49,8 @@ class Tolerance:
         difference: Largest difference of a logit of the gate or an expert, or of what the gate
             reads.
         routing: Smallest share of texts that go to the same task.
-        answer: Smallest share of an expert's texts with the same best class, or start and end.
-            One text may always differ: few texts say little.
+        answer: Smallest share of an expert's texts with the same best class, or start and end, or
+            of a tagger's tokens with the same tag. One text may always differ: few say little.
     """
 
     difference: float
@@ -74,7 +76,7 @@ class Parity:
             `pooled`.
         routing: Share of texts that go to the same task.
         answer: Share of texts with the same answer, by expert, of those that torch's gate sends to
-            its task; experts without texts are absent.
+            its task, of a tagger the mean share of their tokens; experts without texts are absent.
     """
 
     texts: int
@@ -102,7 +104,7 @@ def check_parity(
     names = model.expert_names
     difference = dict.fromkeys(("pooled", "gate", *names), 0.0)
     routed: list[bool] = []
-    same: dict[str, list[bool]] = {name: [] for name in names}
+    same: dict[str, list[float]] = {name: [] for name in names}
     sizes = []
     for rows, is_text in micro_batches(bundle):
         sizes.append(rows.input_ids.shape)
@@ -113,9 +115,12 @@ def check_parity(
         if is_text:
             task_B = _tasks(model, ours["gate"], rows)
             routed += (task_B == _tasks(model, theirs["gate"], rows)).tolist()
-            for task, columns in enumerate(expert_columns(model.tasks)):
-                for name in (names[column] for column in columns):
-                    same[name] += _alike(ours[name], theirs[name])[task_B == task].tolist()
+            for number, task in enumerate(model.tasks):
+                for name in task.expert_names:
+                    alike_B = FORMS[task.type].same_answer(
+                        ours[name], theirs[name], rows.attention_mask
+                    )
+                    same[name] += alike_B[task_B == number].tolist()
     shapes = sorted(sizes, key=np.prod)
     parity = Parity(
         texts=len(routed),
@@ -181,10 +186,12 @@ def micro_batches(bundle: Bundle) -> Iterator[tuple[PaddedWindows, bool]]:
 
 
 def _text_windows(bundle: Bundle) -> list[Window]:
-    """First windows of `TEXTS` rows of the samples, every third with a passage."""
+    """First windows of `TEXTS` rows of the samples, one of which has passages."""
+    tagged = any(task.type == "tagger" for task in bundle.model.tasks)
+    samples = {**SAMPLES, **(TAGGED if tagged else {})}
     size = {"max_length": bundle.config.data.max_length, "stride": bundle.config.data.stride}
     columns: list[list[Example]] = [
-        read_source(name, root=Path(), split="train", type=kind) for name, kind in SAMPLES.items()
+        read_source(name, root=Path(), split="train", type=kind) for name, kind in samples.items()
     ]
     mixed = (column[number % len(column)] for number in range(TEXTS) for column in columns)
     examples = list(islice(mixed, TEXTS))
@@ -271,10 +278,3 @@ def _tasks(model: Mixture, gate_BE: Floats32, rows: PaddedWindows) -> NDArray[np
         selection_bias_E=model.gate.selection_bias.double().numpy(),
     )
     return decision.tasks_NT.argmax(1)
-
-
-def _alike(ours: Floats32, theirs: Floats32) -> NDArray[np.bool_]:
-    """Whether each row (B,) has the same best class, or the same start and end."""
-    equal = ours.argmax(1) == theirs.argmax(1)
-    alike_B: NDArray[np.bool_] = equal.reshape(len(equal), -1).all(1)
-    return alike_B

@@ -118,7 +118,7 @@ class ExportedGate(nn.Module):
 
 
 class ExportedExpert(nn.Module):
-    """Logits (N, C) or (N, L, 2), which are finite.
+    """Logits (N, C), (N, L, 2) or (N, L, C), which are finite.
 
     Args:
         expert: It is changed.
@@ -145,11 +145,6 @@ def export_parts(model: Mixture) -> Parts:
     model = copy.deepcopy(model).cpu().eval()
     dim: int = model.encoder.config.dim
     tokens = ("hidden", "attention", "context")
-    classes = [
-        task.num_classes if task.type == "classifier" else None
-        for task in model.tasks
-        for _ in task.expert_names
-    ]
     return Parts(
         dim=dim,
         pooled_dim=pooled_width(dim, model.pooling),
@@ -161,9 +156,8 @@ def export_parts(model: Mixture) -> Parts:
             ExpertPart(
                 name=name,
                 model=export_module(ExportedExpert(expert), tokens, ["answer"], dim),
-                num_classes=num_classes,
             )
-            for (name, expert), num_classes in zip(model.experts.items(), classes, strict=True)
+            for name, expert in model.experts.items()
         ),
     )
 

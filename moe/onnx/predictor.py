@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.answers import label_answers, span_answer
 from moe.data.windows import pad_windows, token_budget
+from moe.decode import WindowSaid
+from moe.forms import FORMS
 from moe.onnx.bundle import OnnxBundle, Precision, load_onnx
-from moe.onnx.readout import Chunk, Said, span, votes
+from moe.onnx.readout import Chunk, Said, read_task
 from moe.onnx.routing import decide
 from moe.predictor import Predictor
 from moe.requests import Request
@@ -120,19 +121,19 @@ class OnnxMixtureOfExperts(Predictor):
         )
 
     def _needed(self, chunk: Chunk, chosen_NE: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(B, E): a span is looked for in every window, a label is read off the first one."""
+        """(B, E): forms that read one window read the first."""
         later_B = np.ones(len(chunk.windows), dtype=bool)
         later_B[chunk.first_N] = False
-        is_span_E = np.repeat([task.type == "span" for task in self.tasks], self._sizes)
+        every_E = np.repeat([FORMS[task.type].EVERY_WINDOW for task in self.tasks], self._sizes)
         chosen_BE: NDArray[np.bool_] = chosen_NE[chunk.owner_B]
-        return chosen_BE & (is_span_E | ~later_B[:, None])
+        return chosen_BE & (every_E | ~later_B[:, None])
 
     def _said_records(self, chunk: Chunk, said: Said, explain: bool) -> list[dict[str, Any]]:
         decision = said.decision
         reasons = self._refused(chunk.requests, said.pooled_ND)
         records = self._records(
             chunk.requests,
-            self._decode(chunk, said),
+            self._decode(chunk.requests, self._tasks_said(chunk, said), chunk.offsets),
             reasons,
             mass_NT=decision.mass_NT,
             chosen_NT=decision.tasks_NT,
@@ -149,26 +150,8 @@ class OnnxMixtureOfExperts(Predictor):
             )
         return records
 
-    def _decode(self, chunk: Chunk, said: Said) -> list[dict[str, Any]]:
-        """For each request its answers by task."""
-        answers: list[dict[str, Any]] = [{} for _ in chunk.requests]
-        calibration = self.bundle.calibration
-        for number, columns in enumerate(expert_columns(self.tasks)):
-            task = self.tasks[number]
-            rows = np.flatnonzero(said.decision.tasks_NT[:, number]).tolist()
-            if not rows:
-                continue
-            if task.type == "span":
-                for row in rows:
-                    context = chunk.requests[row].context or ""
-                    choice = span(chunk, said, columns, row)
-                    answers[row][task.name] = span_answer(
-                        task, choice, context, chunk.offsets[row], calibration
-                    )
-            else:
-                said_P = votes(chunk, said, columns)
-                names = self.bundle.graph.expert_names
-                labels = label_answers(task, said_P, len(chunk.requests), names, calibration)
-                for row, answer in labels.items():
-                    answers[row][task.name] = answer
-        return answers
+    def _tasks_said(self, chunk: Chunk, said: Said) -> list[dict[int, list[WindowSaid]]]:
+        return [
+            read_task(chunk, said, columns, every_window=FORMS[task.type].EVERY_WINDOW)
+            for task, columns in zip(self.tasks, expert_columns(self.tasks), strict=True)
+        ]

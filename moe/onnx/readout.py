@@ -1,6 +1,6 @@
 """What an exported graph computed for a micro-batch, and the experts' answers in it; numpy alone.
 
-Dimensions: B windows, N requests, L tokens, E experts, T tasks, P (request, expert) pairs.
+Dimensions: B windows, N requests, L tokens, E experts, T tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moe.abstain import Vectors
 from moe.data.windows import Window
-from moe.decode import ClassifierVotes, Floats, SpanChoice, best_span
+from moe.decode import Floats, WindowSaid
 from moe.onnx.routing import Decision
 from moe.requests import Request
 
@@ -60,26 +60,35 @@ class Said:
     logits: dict[int, NDArray[np.float32]]
 
 
-def votes(chunk: Chunk, said: Said, columns: range) -> ClassifierVotes:
-    """Votes of the experts `columns` on the first window of each request that chose them."""
+def read_task(
+    chunk: Chunk, said: Said, columns: range, *, every_window: bool
+) -> dict[int, list[WindowSaid]]:
+    """The windows of each request that chose an expert of `columns`, by its number.
+
+    Args:
+        chunk: The micro-batch.
+        said: What the graph computed for it.
+        columns: A task's experts.
+        every_window: Whether all windows were read, else the first of each request was.
+    """
     weight_NE = said.decision.weight_NE
-    pairs = [(row, e) for e in columns for row in np.flatnonzero(weight_NE[:, e])]
-    row_P, expert_P = np.array(pairs, dtype=np.int64).T
-    return ClassifierVotes(
-        row_P=row_P,
-        expert_P=expert_P,
-        weight_P=weight_NE[row_P, expert_P],
-        logits_PC=np.stack([said.logits[e][chunk.first_N[row]] for row, e in pairs]).astype(float),
-    )
+    read: dict[int, list[WindowSaid]] = {}
+    for row in np.flatnonzero(weight_NE[:, list(columns)].any(1)).tolist():
+        windows = np.flatnonzero(chunk.owner_B == row).tolist()
+        experts = [expert for expert in columns if weight_NE[row, expert] > 0]
+        read[row] = [
+            WindowSaid(
+                experts=experts,
+                weights=[float(weight_NE[row, expert]) for expert in experts],
+                logits=[_own(said, expert, window, chunk) for expert in experts],
+                offset=chunk.windows[window].offset,
+            )
+            for window in (windows if every_window else windows[:1])
+        ]
+    return read
 
 
-def span(chunk: Chunk, said: Said, columns: range, row: int) -> SpanChoice:
-    """The best span of a request over its windows and the task's chosen experts."""
-    weight_E = said.decision.weight_NE[row]
-    experts = [expert for expert in columns if weight_E[expert] > 0]
-    windows: list[tuple[list[float], list[Floats], int]] = []
-    for window in np.flatnonzero(chunk.owner_B == row).tolist():
-        length = len(chunk.windows[window])
-        logits = [said.logits[expert][window, :length].astype(np.float64) for expert in experts]
-        windows.append(([weight_E[e] for e in experts], logits, chunk.windows[window].offset))
-    return best_span(windows)
+def _own(said: Said, expert: int, window: int, chunk: Chunk) -> Floats:
+    """An expert's logits for a window; of each of its tokens without padding, or one row."""
+    logits: Floats = said.logits[expert][window].astype(np.float64)
+    return logits[: len(chunk.windows[window])] if logits.ndim > 1 else logits

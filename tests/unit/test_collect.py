@@ -60,7 +60,7 @@ def test_routing_rows_reach_the_gate_and_no_expert(bundle: Bundle) -> None:
         expert.register_forward_hook(lambda *_: ran.append(1))
     said = join(collected(bundle, routing_table(bundle)))
     assert ran == []
-    assert (said.votes, said.spans) == (None, ())
+    assert said.said == ()
     assert said.row_N.tolist() == [0, 1, 2, 3, 4]
     # A row with a passage can go anywhere, the others not to qa.
     assert said.allowed_NT.tolist() == [
@@ -124,7 +124,7 @@ def test_rows_of_a_task(bundle: Bundle, tmp_path: Path) -> None:
     examples = [Example(text="good film", label="good"), Example(text="bad", label="bad")]
     table = build_table(examples, bundle.model.tasks[0], 0, bundle.tokenizer, tmp_path / "cache")
     said = join(collected(bundle, table))
-    assert said.votes is not None
+    assert [one.logits[0].shape for one in said.said] == [(2,), (2,)]
     assert said.routed_N.tolist() == [True, True]
     assert said.allowed_NT.tolist() == [[True, False, True]] * 2
     with torch.no_grad():

@@ -11,8 +11,9 @@ import pytest
 from moe.abstain import Reference
 from moe.calibration import Calibration
 from moe.collect import Answers
-from moe.decode import ClassifierVotes
+from moe.decode import WindowSaid
 from moe.evaluation import evaluate, refusals
+from moe.forms.span import SpanSaid
 from moe.types import TaskSpec
 
 SPECS = (
@@ -56,10 +57,16 @@ def said(pooled: list, routed: list[bool], **changes: Any) -> Answers:
     return Answers(**{**values, **changes})
 
 
+def votes(expert: int, logits: np.ndarray) -> tuple[WindowSaid, ...]:
+    """One expert's answer to each row."""
+    return tuple(WindowSaid(experts=[expert], weights=[1.0], logits=[row], offset=0)
+                 for row in logits)
+
+
 def qa() -> tuple[Table, Answers]:
     """Four right answers: sent here, refused, sent elsewhere, sent here."""
     answers = said([NEAR, FAR, NEAR, BETWEEN], [True, True, False, True],
-                   spans=(("abbot", 0.9, 0.0),) * 4)
+                   said=(SpanSaid(text="abbot", start=0, end=5, score=0.9, null=0.0),) * 4)
     return Table(0, [-1] * 4, [["abbot"]] * 4), answers
 
 
@@ -69,8 +76,7 @@ def intent() -> tuple[Table, Answers]:
     logits = np.array([[3.0, 0, 0]] * 5 + [[0.0, 0, 9]] * 2)
     pooled = [NEAR, FAR, NEAR, FAR, FAR, NEAR, NEAR]
     answers = said(pooled, [True, True, False, True, False, True, False],
-                   votes=ClassifierVotes(row_P=np.arange(7), expert_P=np.full(7, 1),
-                                         weight_P=np.ones(7), logits_PC=logits))
+                   said=votes(1, logits))
     return Table(1, [0, 0, 0, 2, 2, 2, 2]), answers
 
 
@@ -115,9 +121,8 @@ def test_without_a_reference_only_rejections_count() -> None:
 
 
 def test_a_classifier_without_out_of_scope_rows() -> None:
-    votes = ClassifierVotes(row_P=np.arange(4), expert_P=np.full(4, 2), weight_P=np.ones(4),
-                            logits_PC=np.array([[0.0, 3.0]] * 4))
-    answers = said([NEAR, FAR, NEAR, NEAR], [True, True, True, False], votes=votes)
+    answers = said([NEAR, FAR, NEAR, NEAR], [True, True, True, False],
+                   said=votes(2, np.array([[0.0, 3.0]] * 4)))
     numbers = measured((Table(2, [1, 1, 0, 1]), answers), ABSTAINS)
     assert numbers["accuracy"] == 0.25  # right; refused; wrong; elsewhere
     assert numbers["abstain_rate"] == 0.25

@@ -27,7 +27,7 @@ SHAPE: dict[str, Any] = {"dim": DIM, "num_heads": HEADS, "hidden_dim": HIDDEN, "
 
 def spec(kind: Any) -> TaskSpec:
     return TaskSpec(name="t", type=kind, num_experts=1,
-                    labels=("a", "b", "c") if kind == "classifier" else ())
+                    labels=() if kind == "span" else ("a", "b", "c"))
 
 
 def trunk_of(kind: Any, dropout: float = 0.0) -> Trunk:
@@ -35,7 +35,7 @@ def trunk_of(kind: Any, dropout: float = 0.0) -> Trunk:
 
 
 def rows() -> tuple[Tensor, Batch]:
-    """Token states (4, 7, 32) and a batch with a class and a span for every row."""
+    """Token states (4, 7, 32) and a batch with a class, a span and tags for every row."""
     torch.manual_seed(0)
     sizes = torch.tensor([7, 5, 6, 7])
     attention_mask = torch.arange(LENGTH) < sizes[:, None]
@@ -45,6 +45,8 @@ def rows() -> tuple[Tensor, Batch]:
         input_ids=torch.randint(4, 100, (4, LENGTH)), attention_mask=attention_mask,
         context_mask=context_mask, request_ids=torch.arange(4), task_ids=torch.zeros(4).long(),
         labels=torch.tensor([0, 2, 1, 0]), spans=torch.tensor([[2, 3], [4, 4], [0, 0], [3, 6]]),
+        tags=torch.tensor([[-1, 0, 1, -1, 2, 0, -1], [-1, 2, -1, -1, -1, -1, -1],
+                           [-1, 1, 2, -1, 0, -1, -1], [-1, 0, 0, 0, -1, -1, -1]]),
     )
     return torch.randn(4, LENGTH, DIM), batch
 

@@ -12,8 +12,9 @@ from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.data.routing import RoutingRow, RoutingTable
 from moe.data.windows import TextTokenizer
-from moe.decode import ClassifierVotes
+from moe.decode import WindowSaid
 from moe.fitting import fit_abstain, fit_calibration
+from moe.forms.span import SpanSaid
 from moe.types import TaskSpec
 
 MOOD = TaskSpec(name="mood", type="classifier", num_experts=1, labels=("bad", "good"))
@@ -48,9 +49,14 @@ def said(mass: Any, **changes: Any) -> Answers:
     return Answers(**{**values, **changes})
 
 
-def votes(experts: list[int], logits: Any) -> ClassifierVotes:
-    return ClassifierVotes(row_P=np.arange(len(experts)), expert_P=np.array(experts),
-                           weight_P=np.ones(len(experts)), logits_PC=np.array(logits))
+def votes(experts: list[int], logits: Any) -> tuple[WindowSaid, ...]:
+    """The answer of one expert to each row."""
+    return tuple(WindowSaid(experts=[expert], weights=[1.0], logits=[np.array(row)], offset=0)
+                 for expert, row in zip(experts, logits, strict=True))
+
+
+def span(text: str, score: float, null: float) -> SpanSaid:
+    return SpanSaid(text=text, start=0, end=len(text), score=score, null=null)
 
 
 EQUAL = [1 / 3, 1 / 3, 1 / 3]
@@ -61,11 +67,11 @@ EQUAL = [1 / 3, 1 / 3, 1 / 3]
 def intent_answers() -> Answers:
     """Rows 2, 0 and 1: out of scope, right, wrong."""
     logits = [[0.0, 0.0, 4.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]]
-    return said([EQUAL] * 3, row_N=np.array([2, 0, 1]), votes=votes([2, 2, 3], logits))
+    return said([EQUAL] * 3, row_N=np.array([2, 0, 1]), said=votes([2, 2, 3], logits))
 
 
 def test_a_classifier_is_fitted_by_expert() -> None:
-    mood = said([EQUAL] * 2, votes=votes([0, 0], [[0.0, 3.0], [3.0, 0.0]]))
+    mood = said([EQUAL] * 2, said=votes([0, 0], [[0.0, 3.0], [3.0, 0.0]]))
     tables = [Table(MOOD, [1, 0]), Table(INTENT, [0, 1, 2])]
     fitted = fit_calibration(tables, [mood, intent_answers()], EXPERTS, {"intent": 0.75})
     # Always right is as sharp as allowed, always wrong as flat; the row out of scope has no part.
@@ -78,7 +84,7 @@ def test_a_classifier_is_fitted_by_expert() -> None:
 
 def test_the_recall_is_that_of_the_task() -> None:
     logits = [[0.0, 0.0, 4.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
-    answers = said([EQUAL] * 3, votes=votes([2, 2, 2], logits))
+    answers = said([EQUAL] * 3, said=votes([2, 2, 2], logits))
     table = Table(INTENT, [2, 2, 0])
     # Scores are 2, 1 and 0, less log 2: half of the rows out of scope, or both of them.
     for recall, expected in ((0.5, 1.5), (1.0, 0.5)):
@@ -92,7 +98,7 @@ def test_a_span_task_is_fitted_where_it_can_be_unanswerable() -> None:
     table = Table(QA, [-1, -1], answers=[["abbot"], []])
     # Rows 1 and 0: p(none) - p(span) is -0.2 where there is no answer, -0.6 where there is.
     answers = said([EQUAL] * 2, row_N=np.array([1, 0]),
-                   spans=(("monks", 0.5, 0.3), ("abbot", 0.7, 0.1)))
+                   said=(span("monks", 0.5, 0.3), span("abbot", 0.7, 0.1)))
     assert fit_calibration([table], [answers], EXPERTS, {}).no_answer == pytest.approx({"qa": -0.4})
     table.spec = replace(QA, can_be_unanswerable=False)
     assert fit_calibration([table], [answers], EXPERTS, {}) == Calibration()
@@ -111,8 +117,9 @@ def single_rows() -> tuple[list[Table], list[Answers]]:
     mood = said([[0.8, 0.15, 0.05], [0.5, 0.3, 0.2]],
                 # The second row has no passage: qa, with its 0.3, could not answer.
                 allowed_NT=np.array([[True, True, True], [True, False, True]]),
-                votes=votes([0, 0], [[0.0, 3.0], [3.0, 0.0]]))
-    qa = said([[0.05, 0.85, 0.1], [0.0, 0.95, 0.05]], spans=(("a", 0.5, 0.1), ("b", 0.5, 0.1)))
+                said=votes([0, 0], [[0.0, 3.0], [3.0, 0.0]]))
+    qa = said([[0.05, 0.85, 0.1], [0.0, 0.95, 0.05]],
+              said=(span("a", 0.5, 0.1), span("b", 0.5, 0.1)))
     spec = replace(QA, can_be_unanswerable=False)
     return [Table(MOOD, [1, 0]), Table(spec, [-1, -1])], [mood, qa]
 

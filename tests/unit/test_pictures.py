@@ -15,8 +15,9 @@ from moe import pictures, plots
 from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.config import ExperimentConfig, TaskConfig
-from moe.decode import ClassifierVotes
+from moe.decode import WindowSaid
 from moe.evaluation import evaluate
+from moe.forms.span import SpanSaid
 from moe.pictures import Pictures, escape, routing_shares, sample_table
 from moe.types import TaskSpec
 
@@ -60,7 +61,8 @@ def qa_answers():
         probabilities_NE=np.array([[0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]),
         routed_N=np.array([True, True]),
         chosen_NE=np.array([[True, False, False], [True, False, False]]),
-        spans=(("the abbot", 0.7, 0.1), ("y|z", 0.4, 0.2)),
+        said=(SpanSaid(text="the abbot", start=0, end=9, score=0.7, null=0.1),
+              SpanSaid(text="y|z", start=0, end=3, score=0.4, null=0.2)),
     )
 
 
@@ -79,8 +81,8 @@ def intent_answers():
         ),
         routed_N=np.array([True, False, False, True]),
         chosen_NE=np.array([[0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=bool),
-        votes=ClassifierVotes(
-            row_P=np.arange(4), expert_P=np.full(4, 1), weight_P=np.ones(4), logits_PC=logits
+        said=tuple(
+            WindowSaid(experts=[1], weights=[1.0], logits=[row], offset=0) for row in logits
         ),
     )
 
@@ -218,7 +220,7 @@ def test_samples_are_spread_over_the_table_and_stay_the_same():
         mass_NT=np.tile(one.mass_NT[:1], (71, 1)),
         probabilities_NE=np.tile(one.probabilities_NE[:1], (71, 1)),
         routed_N=np.ones(71, dtype=bool), chosen_NE=np.tile(one.chosen_NE[:1], (71, 1)),
-        spans=one.spans[:1] * 71,
+        said=one.said[:1] * 71,
     )
     lines = sample_table(rows, said, CALIBRATION, SPECS, EXPERTS).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == [f"q{i}" for i in range(0, 71, 10)]

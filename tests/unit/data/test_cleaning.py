@@ -111,7 +111,7 @@ def test_split_off_needs_two_groups(rows: list[Example]) -> None:
 def test_clean_with_validation() -> None:
     train = [row("a", "x"), row("A", "x"), row("a", "y"), row("b", "x"), row("c", "y")]
     validation = [row("B", "y"), row("B", "y")]  # a published set keeps its copies
-    kept, held_out, report = clean(train, validation, type="classifier", seed=0)
+    kept, held_out, report = clean(train, validation, by="text", seed=0)
     assert kept == [train[0], train[4]]
     assert held_out == validation
     assert report == CleaningReport(kept_train=2, kept_validation=2, duplicates=1,
@@ -120,26 +120,26 @@ def test_clean_with_validation() -> None:
                            "1 contradictions, 1 that validation holds")
 
 
-@pytest.mark.parametrize(("type_", "kept"), [("span", ["c"]), ("classifier", ["b", "c"])])
-def test_clean_compares_by_type(type_: str, kept: list[str]) -> None:
+@pytest.mark.parametrize(("by", "kept"), [("context", ["c"]), ("text", ["b", "c"])])
+def test_clean_compares_by_type(by: str, kept: list[str]) -> None:
     train = [row("a", context="one"), row("b", context="one"), row("c", context="two")]
-    rows, _, report = clean(train, [row("A", context="one")], type=type_, seed=0)
+    rows, _, report = clean(train, [row("A", context="one")], by=by, seed=0)
     assert [example.text for example in rows] == kept
     assert (report.kept_train, report.overlap) == (len(kept), 3 - len(kept))
 
 
-@pytest.mark.parametrize(("type_", "expected"), [("span", (2, 2)), ("classifier", (3, 1))])
-def test_clean_without_validation_groups_by_type(type_: str, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("by", "expected"), [("context", (2, 2)), ("text", (3, 1))])
+def test_clean_without_validation_groups_by_type(by: str, expected: tuple[int, int]) -> None:
     # Four questions on two contexts: a tenth is one context, or one question.
     rows = [row(f"{q} {p}", context=p, answer=p[0]) for p in ("one", "two") for q in "ab"]
-    train, validation, report = clean([*rows, rows[0]], None, type=type_, seed=0)
+    train, validation, report = clean([*rows, rows[0]], None, by=by, seed=0)
     assert (len(train), len(validation)) == expected == (report.kept_train, report.kept_validation)
     assert (report.duplicates, report.overlap) == (1, 0)
 
 
 def test_clean_uses_share_and_seed() -> None:
     rows = [row(f"t {i}", "x") for i in range(40)]
-    parts = [clean(rows, None, type="classifier", seed=seed, share=share)[1]
+    parts = [clean(rows, None, by="text", seed=seed, share=share)[1]
              for seed, share in ((0, 0.1), (1, 0.1), (0, 0.5))]
     assert [len(part) for part in parts] == [4, 4, 20]
     assert parts[0] != parts[1]
@@ -147,4 +147,4 @@ def test_clean_uses_share_and_seed() -> None:
 
 def test_clean_that_leaves_nothing() -> None:
     with pytest.raises(InputError, match="got 1, of which validation holds the text of 1"):
-        clean([row("a", "x")], [row("a", "x")], type="classifier", seed=0)
+        clean([row("a", "x")], [row("a", "x")], by="text", seed=0)

@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from moe.data.formats import normalise_text, replace_surrogates, shorten
 from moe.data.sources import Answer, Columns, Example, read_source, source_files
+from moe.data.text import normalise_text, replace_surrogates, shorten
 from moe.types import InputError
 
 CONTEXT = "An abbot led  the monks."  # "abbot" at 3, "the monks" at 14

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from moe.data.windows import Window
-from moe.onnx.readout import Chunk, Said, span, votes
+from moe.decode import stack_votes
+from moe.forms import Source
+from moe.forms.span import read as read_span
+from moe.onnx.readout import Chunk, Said, read_task
 from moe.onnx.routing import Decision
 from moe.requests import Request
 
@@ -47,9 +50,11 @@ def test_windows_of_a_request_share_a_mean(chunk: Chunk) -> None:
 
 def test_votes_are_read_off_first_windows(chunk: Chunk) -> None:
     # Expert 0 answers both requests, expert 1 the second one; the last window has no vote.
-    read = votes(chunk, said([[1.0, 0.0], [0.25, 0.75]],
-                             {0: [[1, 2], [3, 4], [9, 9]], 1: [[0, 0], [5, 6], [9, 9]]}),
-                 range(2))
+    windows = read_task(chunk, said([[1.0, 0.0], [0.25, 0.75]],
+                                    {0: [[1, 2], [3, 4], [9, 9]], 1: [[0, 0], [5, 6], [9, 9]]}),
+                        range(2), every_window=False)
+    assert [len(own) for own in windows.values()] == [1, 1]
+    read = stack_votes([windows[0][0], windows[1][0]])
     assert read.row_P.tolist() == [0, 1, 1]
     assert read.expert_P.tolist() == [0, 0, 1]
     assert read.weight_P.tolist() == [1.0, 0.25, 0.75]
@@ -62,8 +67,13 @@ def test_a_span_is_looked_for_in_every_window(chunk: Chunk) -> None:
     low = -1e9
     even = [[0, 0], [low, low], [low, low], [low, low], [0, 0], [0, 0], [low, low], [99, 99]]
     sure = [[0, 0], [low, low], [low, low], [low, low], [0, 0], [9, 9], [low, low], [99, 99]]
-    choice = span(chunk, said([[1.0], [1.0]], {0: [sure, even, sure]}), range(1), row=1)
-    assert (choice.start, choice.end) == (2, 2)
+    windows = read_task(chunk, said([[0.0], [1.0]], {0: [sure, even, sure]}), range(1),
+                        every_window=True)
+    assert list(windows) == [1]  # the first request did not choose the expert
+    source = Source(text="b c", context="d e f", offsets=np.array([[0, 1], [2, 3], [4, 5]]),
+                    words=lambda: pytest.fail("a span needs no words"))
+    choice = read_span(windows[1], source)
+    assert (choice.start, choice.end, choice.text) == (4, 5, "f")
     # e^9 of e^9 + 2 for start and end; no answer has 1 of them.
     share = np.exp(9) / (np.exp(9) + 2)
     assert choice.score == pytest.approx(share**2, rel=1e-6)
