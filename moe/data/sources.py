@@ -36,6 +36,7 @@ SAMPLES: Mapping[str, Mapping[str, str]] = {
     "qa": {"train": "qa.train.json", "validation": "qa.validation.json"},
     "routing": {"train": "routing.train.jsonl", "test": "routing.test.jsonl"},
     "sentiment": {"train": "sentiment.train.csv", "validation": "sentiment.validation.csv"},
+    "slots": {"train": "slots.train.jsonl", "validation": "slots.validation.jsonl"},
 }
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {  # on the hub; the first that is there
     "train": ("train",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe.forms import FORMS
+
 DESCRIPTION = """
 One model for several language tasks. A gate reads each request and sends it to the task that fits;
 name `tasks` to choose them yourself. A list of requests gets a list of answers in the same order.
@@ -71,7 +73,11 @@ _ANSWER: dict[str, Any] = {
                 },
             },
         },
-        "answers": {"type": "object", "description": "by task: a label, or a span of the context"},
+        "answers": {
+            "type": "object",
+            "description": "by task: a label, a span of the context, or labelled spans of the text",
+            "additionalProperties": {"anyOf": [form.SCHEMA for form in FORMS.values()]},
+        },
     },
 }
 _ERROR: dict[str, Any] = {
