@@ -12,11 +12,12 @@ from transformers import (
     DistilBertConfig,
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
     DistilBertModel,
 )
 
 from moe.encoder import encode
-from moe.experts import EXPERT_TYPES, Classifier, Expert, Span, Trunk, build_expert
+from moe.experts import EXPERT_TYPES, Classifier, Expert, Span, Tagger, Trunk, build_expert
 from moe.types import Batch, TaskSpec
 
 DIM, HEADS, HIDDEN, LENGTH = 32, 4, 64, 7
@@ -254,6 +255,29 @@ def test_span_equals_distilberts(trunk: Any) -> None:
     torch.testing.assert_close(expert.qa_outputs.weight.grad, reference.qa_outputs.weight.grad)
 
 
+@pytest.mark.parametrize("trunk", ["none", "transformer"])
+def test_tagger_equals_distilberts(trunk: Any) -> None:
+    _, batch = rows()
+    batch = batch.select(torch.tensor([0]))
+    mask = torch.ones(1, LENGTH, dtype=torch.bool)
+    layers = 3 if trunk == "transformer" else 2
+    reference = DistilBertForTokenClassification(reference_config(layers, num_labels=3)).eval()
+    expert = Tagger(trunk=trunk_of(trunk), dim=DIM, num_classes=3, dropout=0.2).eval()
+    encoder = parity_pair(reference, trunk, expert)
+    expert.classifier.load_state_dict(reference.classifier.state_dict())
+    # Theirs leaves out -100 and is the mean over the words of the batch: here of one row.
+    labels = batch.tags.masked_fill(batch.tags < 0, -100)
+    expected = reference(batch.input_ids, mask, labels=labels)
+    logits = expert(encode(encoder, batch.input_ids, mask), mask, batch.context_mask)
+    loss = -expert.log_likelihood(logits, batch).mean()
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
+    expected.loss.backward()
+    loss.backward()
+    assert_same_gradients(reference, encoder, expert.trunk)
+    torch.testing.assert_close(expert.classifier.weight.grad, reference.classifier.weight.grad)
+
+
 def test_ffn_trunk_is_the_second_half_of_a_layer() -> None:
     hidden, batch = rows()
     layer = DistilBertModel(reference_config(1)).eval().transformer.layer[0]
@@ -311,4 +335,16 @@ def test_class_likelihood_by_hand() -> None:
     _, batch = rows()  # labels 0, 2, 1, 0
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log().repeat(4, 1)
     expected = torch.tensor([1 / 8, 5 / 8, 2 / 8, 1 / 8])
+    torch.testing.assert_close(expert.log_likelihood(logits, batch).exp(), expected)
+
+
+def test_tag_likelihood_by_hand() -> None:
+    expert = Tagger(trunk=trunk_of("none"), dim=DIM, num_classes=2, dropout=0.0)
+    _, batch = rows()
+    batch = batch.select(torch.tensor([0, 1, 2]))
+    batch.tags.copy_(torch.tensor([[-1, 0, -1, 1, -1, -1, -1], [-1, 1, -1, -1, -1, -1, -1],
+                                   [-1, -1, -1, -1, -1, -1, -1]]))
+    # p(1) = 3/4 at every token: of a row with the tags 0 and 1 the geometric mean of 1/4 and 3/4.
+    logits = torch.tensor([1.0, 3.0]).log().repeat(3, LENGTH, 1)
+    expected = torch.tensor([(1 / 4 * 3 / 4) ** 0.5, 3 / 4, 1.0])  # 1 without words
     torch.testing.assert_close(expert.log_likelihood(logits, batch).exp(), expected)

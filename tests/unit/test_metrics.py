@@ -12,6 +12,7 @@ from moe.metrics import (
     majority_accuracy,
     normalise_answer,
     out_of_scope_curve,
+    span_scores,
     squad_scores,
 )
 
@@ -105,6 +106,16 @@ def test_constant_span() -> None:
     # One word of each context, the fifth, is half of one answer of two words and all of another:
     # (2/3 + 1) / 2; the pair that ends with it is not better: (1 + 2/3) / 2.
     assert constant_span_f1(contexts, [["led w4"], ["v4"]]) == pytest.approx(100 * 5 / 6)
+
+
+def test_span_scores() -> None:
+    a, b, c = ("city", 0, 1), ("city", 0, 2), ("time", 0, 1)
+    # Two of three predicted, and of four true spans; ends and types must be right, too.
+    scores = span_scores([[a, c], [a], []], [[a, b], [a], [c]])
+    assert scores == pytest.approx(
+        {"precision": 200 / 3, "recall": 50.0, "f1": 2 * 2 / (3 + 4) * 100})
+    assert set(span_scores([[]], [[]]).values()) == {0.0}
+    assert span_scores([[a]], [[a]]) == {"precision": 100.0, "recall": 100.0, "f1": 100.0}
 
 
 # --- known mistakes ---------------------------------------------------------------------------

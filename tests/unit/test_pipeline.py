@@ -112,6 +112,7 @@ def test_streams_and_data_sets(pipe: Any) -> None:
 TASKS = (
     TaskSpec(name="qa", type="span", num_experts=2),
     TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay",), out_of_scope="oos"),
+    TaskSpec(name="slots", type="tagger", num_experts=1, labels=("O", "B-city", "I-city")),
 )
 
 
@@ -141,6 +142,16 @@ def test_out_of_scope_has_the_label_of_the_training_data() -> None:
     answer = {"label": None, "score": 0.8, "out_of_scope": True, "runner_up": "pay"}
     entry, = pipeline_entries(said("intent", answer, intent_0=1.0), TASKS)
     assert (entry["label"], entry["score"], entry["abstained"]) == ("oos", 0.8, False)
+
+
+def test_a_tagger_gives_an_entry_per_span() -> None:
+    span = {"label": "city", "start": 3, "end": 7, "text": "Oslo", "score": 0.9}
+    answer = {"spans": [span, {**span, "start": 12, "end": 16}]}
+    first, second = pipeline_entries(said("slots", answer, slots_0=1.0), TASKS)
+    assert first == {"entity_group": "city", "word": "Oslo", "start": 3, "end": 7, "score": 0.9,
+                     "task": "slots", "expert": "slots-0", "abstained": False}
+    assert second["start"] == 12
+    assert pipeline_entries(said("slots", {"spans": []}, slots_0=1.0), TASKS) == []
 
 
 def test_abstaining_has_the_keys_of_both_forms() -> None:

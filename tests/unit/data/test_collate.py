@@ -34,6 +34,19 @@ def test_collate_by_hand(word_tokenizer: TextTokenizer) -> None:
     assert (asked.step_rows_T, asked.target_BT) == (None, None)
 
 
+def test_tags_begin_behind_cls(word_tokenizer: TextTokenizer) -> None:
+    windows = [Window(text_ids=ids(50, 51, 52), tags=ids(2, -1, 0)),
+               Window(text_ids=ids(52), context_ids=ids(60, 61), tags=ids(1)),
+               Window(text_ids=ids(52))]
+    batch = collate(windows, range(3), word_tokenizer)
+    assert batch.tags.tolist() == [[-1, 2, -1, 0, -1, -1], [-1, 1, -1, -1, -1, -1], [-1] * 6]
+    assert batch.tags.dtype == torch.int64
+    assert batch.select(torch.tensor([1])).tags.tolist() == [[-1, 1, -1, -1, -1, -1]]
+    assert batch.to("meta").tags.device.type == "meta"
+    without = collate(windows[2:], [0], word_tokenizer)
+    assert without.tags is None and without.select(torch.tensor([0])).tags is None
+
+
 def test_targets_of_routing_rows(word_tokenizer: TextTokenizer) -> None:
     windows = [Window(text_ids=ids(5), task=1), Window(text_ids=ids(5), targets=(2,)),
                Window(text_ids=ids(5), targets=(2, 0)), Window(text_ids=ids(5), targets=(0, 1, 2))]

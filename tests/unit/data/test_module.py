@@ -138,3 +138,49 @@ def test_validation_asks_tasks_then_routing_rows_then_exemplars(
         assert loader.dataset.table is table
     rows = [sorted(row for r in loader for row in r.rows) for loader in loaders]
     assert rows == [list(range(n)) for n in (8, 4, 3, 8, 4)]
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+
+def test_tags_follow_their_words_through_noise_and_passages(
+    tmp_path: Path, word_tokenizer: TextTokenizer
+) -> None:
+    """"good" is B-x wherever it stands; noise and foreign passages are as frequent as can be."""
+    slots = TaskSpec(name="slots", type="tagger", num_experts=1, labels=("O", "B-x", "I-x"))
+    texts = ["the very good film was bad", "good good monks", "an abbot was very good"]
+    rows = [Example(text=t, tags=tuple("B-x" if w == "good" else "O" for w in t.split()))
+            for t in texts]
+    passage = f"{CONTEXT} and {CONTEXT} and {CONTEXT}"  # fewer than 8 tokens are not attached
+    qa = [Example(text="who led", context=passage, answers=(Answer(text="abbot", start=3),))]
+    tables = [build_table(examples, spec, task, word_tokenizer, tmp_path / "cache")
+              for task, (examples, spec) in enumerate(((rows, slots), (qa, QA)))]
+    made = Tables(specs=(slots, QA), train=tuple(tables), validation=tuple(tables))
+    crowded = config(noise=1.0, attach_context=1.0, routing=None, max_length=48)
+    planner = build_planner(made, crowded, total_steps=6, seed=0)
+    dataset = StepDataset(made, planner, word_tokenizer)
+    noised = contexts = 0
+    for batch in (b for step in range(6) for b in dataset[step].micro_batches):
+        for row in (batch.task_ids == 0).nonzero().flatten().tolist():
+            said = words(word_tokenizer, batch, row)
+            text = said[1 : said.index("[SEP]")]
+            tags = batch.tags[row].tolist()
+            starts = [i for i, token in enumerate(text, 1) if not token.startswith("##")]
+            assert [i for i, tag in enumerate(tags) if tag >= 0] == starts
+            whole = "".join(t.removeprefix("##") if t.startswith("##") else f" {t}" for t in text)
+            marked = [tags[i] == 1 for i in starts]
+            plain = next(t for t in texts if len(t.split()) == len(starts))
+            assert marked == [word == "good" for word in plain.split()]
+            noised += whole.split() != plain.split()
+            contexts += bool(batch.context_mask[row].any())
+    assert noised > 0 and contexts > 0
+
+
+def test_tags_are_cut_with_their_text(tmp_path: Path, word_tokenizer: TextTokenizer) -> None:
+    slots = TaskSpec(name="slots", type="tagger", num_experts=1, labels=("O", "B-x", "I-x"))
+    rows = [Example(text=" ".join(["very", "good"] * 10), tags=("O", "B-x") * 10)]
+    table = build_table(rows, slots, 0, word_tokenizer, tmp_path / "cache")
+    made = Tables(specs=(slots,), train=(table,), validation=(table,))
+    planner = build_planner(made, config(max_length=16, routing=None), total_steps=1, seed=0)
+    batch = StepDataset(made, planner, word_tokenizer)[0].micro_batches[0]
+    assert batch.tags[0].tolist() == [-1, *[0, 1] * 7, -1]  # 16 - 2 words

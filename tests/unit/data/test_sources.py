@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from moe.data.sources import Answer, Columns, Example, read_source, source_files
+from moe.data.tags import tag_spans
 from moe.data.text import normalise_text, replace_surrogates, shorten
 from moe.types import InputError
 
@@ -252,7 +253,7 @@ CLASSIFIER_ERRORS = [
     ("a.json#val+dev", {"val": []}, ["no key 'dev'", "['val']"]),
     ("a.csv#val", "text,label\na,b\n", ["a.csv: got #val", "only CLINC JSON"]),
     ("a.parquet", "PAR", ["a.parquet: expected Parquet"]),
-    ("sample:topics", None, ["sample:topics", "['intent', 'qa', 'routing', 'sentiment']"]),
+    ("sample:topics", None, ["sample:topics", "['intent', 'qa', 'routing', 'sentiment', 'slots']"]),
     ("hub:", None, ["hub: got no name", "hub:OWNER/NAME"]),
 ]
 
@@ -387,11 +388,12 @@ def test_no_network(classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sample(name: str, split: Any) -> list[Example]:
-    type_ = "span" if name == "qa" else "classifier"
+    types: dict[str, Any] = {"qa": "span", "slots": "tagger"}
+    type_ = types.get(name, "classifier")
     return read_source(f"sample:{name}", root=Path("elsewhere"), split=split, type=type_)
 
 
-@pytest.mark.parametrize("name", ["sentiment", "qa", "intent"])
+@pytest.mark.parametrize("name", ["sentiment", "qa", "intent", "slots"])
 def test_sample_has_no_test_split(name: str) -> None:
     with pytest.raises(InputError, match=rf"sample:{name} has no split 'test'.*\['train', 'valid"):
         sample(name, "test")
@@ -416,9 +418,29 @@ def test_sample_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize(("name", "attribute"), [
-    ("sentiment", "text"), ("intent", "text"), ("qa", "context"),
+    ("sentiment", "text"), ("intent", "text"), ("qa", "context"), ("slots", "text"),
 ])
 def test_sample_validation_shares_nothing_with_training(name: str, attribute: str) -> None:
     train, validation = ({getattr(row, attribute).casefold() for row in sample(name, split)}
                          for split in ("train", "validation"))
     assert train & validation == set()
+
+
+def test_sample_slots_validation_has_names_of_its_own() -> None:
+    def spans(split: str) -> list[tuple[str, str]]:
+        return [(kind, " ".join(row.text.casefold().split(" ")[first : last + 1]))
+                for row in sample("slots", split) for kind, first, last in tag_spans(row.tags)]
+
+    rows = {split: sample("slots", split) for split in ("train", "validation")}
+    assert len(rows["train"]) >= 2000 and len(rows["validation"]) >= 400
+    assert all(sum(set(row.tags) == {"O"} for row in part) >= 40 for part in rows.values())
+    train, validation = spans("train"), spans("validation")
+    counts = Counter(kind for kind, _ in validation)
+    assert set(counts) == {"amount", "city", "date", "person", "product", "time"}
+    assert min(counts.values()) >= 100
+    seen = set(train)
+    for kind in ("amount", "city", "person", "product"):
+        assert not any(span in seen for span in validation if span[0] == kind), kind
+    # The same words mean different things: Austin, Wells, May.
+    assert {name for kind, name in train if kind == "city"} & {
+        name for kind, name in validation if kind == "person"}

@@ -31,5 +31,6 @@ def test_a_form_supplies_everything(kind: ExpertType) -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_what_needs_a_context_is_grouped_by_it(kind: ExpertType) -> None:
-    assert FORMS[kind].GROUP_BY == ("context" if kind in NEEDS_CONTEXT else "text")
-    assert FORMS[kind].EVERY_WINDOW is (kind in NEEDS_CONTEXT)
+    form, needs = FORMS[kind], kind in NEEDS_CONTEXT
+    by, every = form.GROUP_BY, form.EVERY_WINDOW
+    assert (by, every) == ("context" if needs else "text", needs)

@@ -19,11 +19,11 @@ from moe.types import InputError, TaskSpec
 SPEC = TaskSpec(name="slots", type="tagger", num_experts=2,
                 labels=("O", "B-city", "I-city", "B-time", "I-time"))
 NAMES = ("mood-0", "slots-0", "slots-1")
-O, B_CITY, I_CITY, B_TIME, I_TIME = range(5)
+OUT, B_CITY, I_CITY, B_TIME, I_TIME = range(5)
 TEXT = "to New York at 7"
 WORDS = Words(starts_W=np.array([0, 1, 3, 4, 5]),
               offsets_W2=np.array([[0, 2], [3, 6], [7, 11], [12, 14], [15, 16]]))
-GOLD = [O, B_CITY, I_CITY, O, B_TIME]
+GOLD = [OUT, B_CITY, I_CITY, OUT, B_TIME]
 
 
 def sure(*classes: int, height: float = 9.0) -> np.ndarray:
@@ -36,8 +36,8 @@ def one(logits: Any, words: Words = WORDS, text: str = TEXT, expert: int = 1) ->
     return TagSaid(window=window, words=words, text=text)
 
 
-def spans_of(said: TagSaid, calibration: Calibration = Calibration()) -> list[dict[str, Any]]:
-    [answer] = tagger.answers(SPEC, [said], calibration, NAMES)
+def spans_of(said: TagSaid, calibration: Calibration | None = None) -> list[dict[str, Any]]:
+    [answer] = tagger.answers(SPEC, [said], calibration or Calibration(), NAMES)
     assert list(answer) == ["spans"]
     return answer["spans"]
 
@@ -52,7 +52,7 @@ class Table:
         if texts is not None:  # words are what is between blanks
             self.rows["word_offsets"] = [
                 [place for i in range(len(text.split())) for place in
-                 (len(" ".join(text.split()[:i] + [""])), len(" ".join(text.split()[: i + 1])))]
+                 (len(" ".join([*text.split()[:i], ""])), len(" ".join(text.split()[: i + 1])))]
                 for text in texts]
 
     def labels(self) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_a_word_is_read_at_its_first_token() -> None:
 
 def test_words_behind_the_window_have_no_label() -> None:
     # Three tokens of the text fit: the words that begin at 0 and 1, not the one at 3.
-    window = WindowSaid(experts=[1], weights=[1.0], logits=[sure(O, O, B_CITY, O, B_TIME)],
+    window = WindowSaid(experts=[1], weights=[1.0], logits=[sure(OUT, OUT, B_CITY, OUT, B_TIME)],
                         offset=-5)
     later = WindowSaid(experts=[1], weights=[1.0], logits=[sure(B_TIME)], offset=0)
     source = Source(text=TEXT, context="", offsets=np.zeros((0, 2)), words=lambda: WORDS)
@@ -119,7 +119,7 @@ def test_spans_are_characters_of_the_text() -> None:
         {"label": "city", "start": 3, "end": 11, "text": "New York", "score": pytest.approx(p * p)},
         {"label": "time", "start": 15, "end": 16, "text": "7", "score": pytest.approx(p)},
     ]
-    assert spans_of(one(sure(O, O, O, O, O))) == []
+    assert spans_of(one(NOTHING)) == []
 
 
 def test_experts_are_mixed_as_probabilities_with_their_temperatures() -> None:
@@ -143,7 +143,7 @@ def test_entries_of_a_pipeline() -> None:
 
 
 def test_backends_agree_by_the_token() -> None:
-    ours, theirs = sure(O, B_CITY, O, O)[None], sure(O, B_TIME, O, B_TIME)[None]
+    ours, theirs = sure(OUT, B_CITY, OUT, OUT)[None], sure(OUT, B_TIME, OUT, B_TIME)[None]
     mask = np.array([[True, True, True, False]])  # the fourth is padding
     assert tagger.same_answer(ours, theirs, mask).tolist() == [pytest.approx(2 / 3)]
     assert tagger.same_answer(ours, ours + 1, mask).tolist() == [1.0]
@@ -151,8 +151,9 @@ def test_backends_agree_by_the_token() -> None:
 
 # --- measuring --------------------------------------------------------------------------------
 
-WRONG_END = sure(O, B_CITY, O, O, B_TIME)  # "New" for "New York"
-BY_TOKEN = [O, B_CITY, -1, I_CITY, O, B_TIME]  # -1 behind the first token of "New"
+NOTHING = sure(*[OUT] * 5)
+WRONG_END = sure(OUT, B_CITY, OUT, OUT, B_TIME)  # "New" for "New York"
+BY_TOKEN = [OUT, B_CITY, -1, I_CITY, OUT, B_TIME]  # -1 behind the first token of "New"
 
 
 def test_spans_are_right_with_both_ends() -> None:
@@ -174,15 +175,15 @@ def test_a_row_that_went_elsewhere_has_no_spans_and_no_right_word() -> None:
 
 
 def test_a_row_in_which_rightly_nothing_is_found() -> None:
-    nothing = [O, O, -1, O, O, O]
-    rows = collected([one(sure(O, O, O, O, O)), one(WRONG_END)], [nothing, nothing])
+    nothing = [OUT, OUT, -1, OUT, OUT, OUT]
+    rows = collected([one(NOTHING), one(WRONG_END)], [nothing, nothing])
     scores = tagger.row_scores(rows, Calibration(), np.array([True, True]))
     assert scores["row_f1"].tolist() == [100.0, 0.0]
 
 
 def test_rows_are_measured_in_their_order_in_the_table() -> None:
-    rows = Collected(table=Table([[O] * 5, BY_TOKEN]), row_N=np.array([1, 0]), expert_names=NAMES,
-                     said=[one(sure(*GOLD)), one(sure(O, O, O, O, O))])
+    rows = Collected(table=Table([[OUT] * 5, BY_TOKEN]), row_N=np.array([1, 0]),
+                     said=[one(sure(*GOLD)), one(NOTHING)], expert_names=NAMES)
     both = np.array([True, True])
     assert tagger.measure(rows, Calibration(), both, ~both)["word_accuracy"] == 1.0
     assert [shown.right for shown in tagger.show(rows.select([1]), Calibration())] == [True]
@@ -193,7 +194,7 @@ def test_a_temperature_per_expert_on_the_words_of_its_rows() -> None:
     # its logit there is log 4 more than the four others': p = 1/2 at temperature 1.
     word = Words(starts_W=np.array([0, 1]), offsets_W2=np.array([[0, 2], [3, 6]]))
     half = one(np.log([[1, 4, 1, 1, 1], [1, 4, 1, 1, 1.0]]), words=word, text="to New", expert=2)
-    rows = collected([one(sure(*GOLD)), half], [BY_TOKEN, [B_CITY, O]])
+    rows = collected([one(sure(*GOLD)), half], [BY_TOKEN, [B_CITY, OUT]])
     fitted = Calibration()
     tagger.fit(rows, fitted, 0.0)
     # Cross-entropy is log(c^x + 4) - x log(c) / 2 with c = 4 and x = 1/temperature:
@@ -203,7 +204,7 @@ def test_a_temperature_per_expert_on_the_words_of_its_rows() -> None:
 
 
 def test_words_behind_the_window_are_not_fitted_and_count_as_missed() -> None:
-    cut = one(sure(O, B_CITY))
+    cut = one(sure(OUT, B_CITY))
     rows = collected([cut], [BY_TOKEN])
     fitted = Calibration()
     tagger.fit(rows, fitted, 0.0)  # two words, both right
@@ -214,7 +215,7 @@ def test_words_behind_the_window_are_not_fitted_and_count_as_missed() -> None:
 
 
 def test_shown_rows() -> None:
-    rows = collected([one(WRONG_END), one(sure(O, O, O, O, O))], [BY_TOKEN, [O, O, O, O, O]])
+    rows = collected([one(WRONG_END), one(NOTHING)], [BY_TOKEN, [OUT] * 5])
     first, second = tagger.show(rows, Calibration())
     assert first.expected == "New York (city), 7 (time)"
     assert first.answered == "New (city), 7 (time)"
@@ -224,7 +225,7 @@ def test_shown_rows() -> None:
 
 
 def test_the_baseline_repeats_what_training_says_of_a_word() -> None:
-    train = Table([[B_CITY, O], [B_CITY, O], [O, O]], ["Oslo at", "oslo at", "OSLO on"])
-    validation = Table([[O, B_CITY], [B_CITY, B_TIME]], ["at Oslo", "Bergen 7"])
+    train = Table([[B_CITY, OUT], [B_CITY, OUT], [OUT, OUT]], ["Oslo at", "oslo at", "OSLO on"])
+    validation = Table([[OUT, B_CITY], [B_CITY, B_TIME]], ["at Oslo", "Bergen 7"])
     # Oslo is a city twice of three times; Bergen and 7 were not seen: one of three spans.
     assert tagger.baseline(train, validation) == pytest.approx(100 * 2 / (1 + 3))
