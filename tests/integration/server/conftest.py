@@ -30,20 +30,25 @@ ROOT = Path(__file__).parents[3]
 TASKS = (
     TaskSpec(name="mood", type="classifier", num_experts=2, labels=("bad", "good")),
     TaskSpec(name="qa", type="span", num_experts=1),
+    TaskSpec(name="slots", type="tagger", num_experts=1, labels=("O", "B-city", "I-city")),
 )
 
 
 def said(request: Request) -> dict[str, Any]:
-    """Which task follows from the request's form; `code` fits none, `boom` breaks."""
+    """Which task follows from the request; `code` fits none, `boom` breaks."""
     if request.text == "boom":
         raise RuntimeError("boom on the way")
-    task = "qa" if request.context else "mood"
+    task = "qa" if request.context else "slots" if "Oslo" in request.text else "mood"
     found: dict[str, Any] = {"label": "good", "score": 0.9, "scores": {"bad": 0.1, "good": 0.9}}
     if task == "qa":
         start = (request.context or "").find("Ada")
         found = {"text": "Ada", "start": start, "end": start + 3, "score": 0.7, "no_answer": False}
         if start < 0:
             found = {"text": "", "start": None, "end": None, "score": 0.5, "no_answer": True}
+    if task == "slots":
+        start = request.original.find("Oslo")
+        span = {"label": "city", "start": start, "end": start + 4, "text": "Oslo", "score": 0.6}
+        found = {"spans": [span]}
     routing = [{"task": task, "probability": 0.8, "experts": [{"name": f"{task}-0", "weight": 1}]}]
     fits = request.text != "code"
     return {

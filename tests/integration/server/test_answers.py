@@ -115,7 +115,7 @@ def test_metrics_count_what_happened(here: Any) -> None:
 def test_info_names_tasks_and_limits(here: Any) -> None:
     info = here.client.get("/info").json
     assert info["model"] == "text" and info["backend"] == "none"
-    assert [task["name"] for task in info["tasks"]] == ["mood", "qa"]
+    assert [task["name"] for task in info["tasks"]] == ["mood", "qa", "slots"]
     assert info["tasks"][0]["labels"] == ["bad", "good"]
     assert info["tasks"][1]["needs_context"]
     assert info["limits"]["items"] == 4
@@ -150,6 +150,18 @@ def test_the_schema_names_every_status(here: Any) -> None:
     codes = set(schema["paths"]["/predict"]["post"]["responses"])
     assert {"200", "400", "401", "413", "415", "422", "429", "500", "503"} <= codes
     assert b"/openapi.json" in here.client.get("/docs").body
+
+
+def test_the_schema_describes_every_form_of_answer(here: Any) -> None:
+    replies = here.client.predict([{"text": "nice"}, {"text": "to Oslo"}, {"text": "who?"},
+                                   {"text": "who?", "context": "by Ada"}]).json
+    content = here.client.get("/openapi.json").json["paths"]["/predict"]["post"]["responses"]
+    one, _ = content["200"]["content"]["application/json"]["schema"]["anyOf"]
+    forms = one["properties"]["answers"]["additionalProperties"]["anyOf"]
+    for answer in (answer for reply in replies for answer in reply["answers"].values()):
+        fits = [form["title"] for form in forms
+                if set(form["required"]) <= set(answer) <= set(form["properties"])]
+        assert len(fits) == 1, (answer, fits)
 
 
 def test_the_command_line_is_the_one_that_is_documented() -> None:

@@ -41,11 +41,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
             ["<mark>Ada</mark> Brook", "&lt;b&gt;mill&lt;/b&gt;", "70.0 %"],
             ["<b>mill"],
         ),
+        (
+            {"text": "\U0001f33e  to <b>Oslo</b>"},
+            ["city: Oslo", "60.0 %", "to &lt;b&gt;<mark>Oslo</mark>&lt;/b&gt;"],
+            ["<b>Oslo"],
+        ),
         ({"text": "who?", "context": "nobody"}, ["The passage does not say"], ["<mark"]),
         ({"text": "code"}, ["None of my experts", "fits no task", "Who came nearest"], ["<mark"]),
         ({"text": "boom"}, ["Not answered", "the model failed"], ["Who answers"]),
     ],
-    ids=["label", "span", "no answer", "abstained", "failure"],
+    ids=["label", "span", "tags", "no answer", "abstained", "failure"],
 )
 def test_the_page_in_a_browser(
     here: Any, tmp_path: Path, request_: dict[str, str], parts: list[str], absent: list[str]

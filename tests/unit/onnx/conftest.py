@@ -29,7 +29,7 @@ from moe.onnx.parity import TOLERANCES, Tolerance
 from moe.types import TaskSpec
 
 CALIBRATION = Calibration(
-    temperature={"sentiment-0": 1.5, "intent-0": 0.7},
+    temperature={"sentiment-0": 1.5, "intent-0": 0.7, "slots-0": 1.2},
     out_of_scope={"intent": 0.1},
     no_answer={"qa": 0.2},
 )
@@ -41,12 +41,14 @@ Outputs = dict[str, np.ndarray]
 
 @pytest.fixture
 def tiny_tasks() -> tuple[TaskSpec, ...]:
-    """Experts 0 and 1 answer sentiment, 2 answers qa, 3 answers intent."""
+    """Experts 0 and 1 answer sentiment, 2 answers qa, 3 answers intent, 4 answers slots."""
     return (
         TaskSpec(name="sentiment", type="classifier", num_experts=2, labels=("bad", "good")),
         TaskSpec(name="qa", type="span", num_experts=1),
         TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay", "ask", "go"),
                  out_of_scope="oos"),
+        TaskSpec(name="slots", type="tagger", num_experts=1,
+                 labels=("O", "B-who", "I-who", "B-what", "I-what")),
     )
 
 
@@ -58,7 +60,7 @@ def bundle(
     monkeypatch.setattr(onnx_parity, "SIZES", ((1, 1), (64, 1), (5, 7), (1, 64), (64, 64)))
     made = word_bundle(CALIBRATION)
     made.model.encoder = tiny_encoder(vocab_size=120, max_position_embeddings=512).eval()
-    made.model.gate.selection_bias += torch.tensor([0.0, 3.0, 0.0, -1.0])
+    made.model.gate.selection_bias += torch.tensor([0.0, 3.0, 0.0, -1.0, 0.0])
     return made
 
 

@@ -25,7 +25,7 @@ def test_numbers_of_the_checkpoint(folder: Path, bundle: Any) -> None:
     loaded = load_onnx(folder, "fp32", threads=1)
     assert loaded.tasks == bundle.model.tasks
     assert loaded.calibration == bundle.calibration
-    assert loaded.selection_bias_E.tolist() == [0, 3, 0, -1]
+    assert loaded.selection_bias_E.tolist() == [0, 3, 0, -1, 0]
     assert (loaded.max_length, loaded.stride, loaded.max_tokens) == (32, 4, 512)
     assert loaded.graph.expert_names == bundle.model.expert_names
 
@@ -55,11 +55,13 @@ def test_only_chosen_experts_answer(folder: Path, feeds: Any) -> None:
     rows = PaddedWindows(input_ids=values["input_ids"],
                          attention_mask=values["attention_mask"] > 0,
                          context_mask=values["context_mask"] > 0)
-    chosen = np.zeros((3, 4), dtype=bool)
-    chosen[1, 2] = chosen[2, 3] = True
+    chosen = np.zeros((3, 5), dtype=bool)
+    chosen[1, 2] = chosen[2, 3] = chosen[0, 4] = True
     said = graph.run_experts(graph.encode(rows), chosen)
-    assert {expert: values.shape for expert, values in said.items()} == {2: (3, 8, 2), 3: (3, 4)}
+    assert {expert: values.shape for expert, values in said.items()} == {
+        2: (3, 8, 2), 3: (3, 4), 4: (3, 8, 5)}
     assert (said[3][:2] == 0).all() and (said[3][2] != 0).any()
+    assert (said[4][1:] == 0).all() and (said[4][0] != 0).all()
 
 
 def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:

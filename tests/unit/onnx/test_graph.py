@@ -38,8 +38,8 @@ def test_every_expert_equals_torch(
 def test_an_expert_answers_the_rows_that_chose_it(session: Any, run: Any, feeds: Any) -> None:
     graph, rows = session(), feeds(4, 9)
     everything = run(graph, rows)
-    chosen = np.zeros((4, 4), dtype=bool)
-    chosen[[0, 3], 0] = chosen[1, 2] = chosen[:, 3] = True
+    chosen = np.zeros((4, 5), dtype=bool)
+    chosen[[0, 3], 0] = chosen[1, 2] = chosen[:, 3] = chosen[[1, 2], 4] = True
     said = run(graph, {**rows, "chosen": chosen})
     for column, name in enumerate(list(said)[3:]):
         ran = chosen[:, column]
@@ -70,10 +70,11 @@ def test_the_file_says_how_it_is_asked(parts: Parts, open_part: Callable[..., An
     model = join(parts)
     assert model.graph.doc_string == INTERFACE
     sizes = {value.name: value.shape for value in open_part(model).get_outputs()}
-    assert sizes["gate_logits"] == ["batch", 4]
+    assert sizes["gate_logits"] == ["batch", 5]
     assert sizes["pooled"] == ["batch", 64]  # two means of 32 numbers
     assert sizes["qa-0"] == ["batch", "length", 2]
     assert sizes["intent-0"] == ["batch", 4]  # three labels, and out of scope
+    assert sizes["slots-0"] == ["batch", "length", 5]
     # Nothing of the machine that wrote it.
     assert not any(node.metadata_props for node in model.graph.node)
 
