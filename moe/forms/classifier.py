@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 GROUP_BY: By = "text"
 EVERY_WINDOW = False
-COMPARED_RECALL = (
-    0.8  # of out-of-scope rows, where models with thresholds of their own are compared
-)
+COMPARED_RECALL = 0.8  # of out-of-scope rows, where models are compared
 SCHEMA: dict[str, Any] = {
     "title": "Label",
     "type": "object",
@@ -187,8 +185,7 @@ class ClassifierResult:
 
     Attributes:
         label_N: True class; the number of labels stands for out of scope.
-        predicted_N: Most probable in-scope class.
-        confidence_N: Its probability.
+        predicted_N, confidence_N: Most probable in-scope class, and its probability.
         score_N: Out-of-scope score, zeros without that class.
         rejected_N: Whether the score passed the fitted threshold.
     """

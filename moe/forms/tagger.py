@@ -81,10 +81,11 @@ def build_spec(name: str, task: TaskConfig, train: Sequence[Example]) -> TaskSpe
 def describe(spec: TaskSpec, train: Sequence[Example]) -> str:
     """Types, the most and the least frequent, and rows without any span."""
     spans = [tag_spans(example.tags) for example in train]
-    counts = Counter(kind for row in spans for kind, _, _ in row).most_common()
+    counts = Counter(kind for row in spans for kind, _, _ in row).most_common() or [("none", 0)]
     (most, n), (least, fewest) = counts[0], counts[-1]
     none = sum(not row for row in spans)
-    return f"{len(counts)} types ({most}: {n} ... {least}: {fewest}), {none} rows without spans"
+    types = f"{len(spec.labels) // 2} types ({most}: {n} ... {least}: {fewest})"
+    return f"{types}, {none} rows without spans"
 
 
 def encode(
@@ -191,7 +192,7 @@ def same_answer(ours: Floats, theirs: Floats, attention_mask: NDArray[Any]) -> F
 
 def _gold(collected: Collected) -> list[NDArray[np.int64]]:
     """The true classes (W,) of the words of each row."""
-    rows = map(np.array, collected.column("tags"))
+    rows = (np.array(tags, dtype=np.int64) for tags in collected.column("tags"))
     return [tags[tags >= 0] for tags in rows]
 
 
@@ -216,7 +217,8 @@ def _judge(
     judged = []
     for one, classes_W in zip(collected.said, _gold(collected), strict=True):
         tags, probability_W = _tags(spec, one, calibration, names)
-        judged.append((tags, [spec.labels[c] for c in classes_W], float(probability_W.mean())))
+        score = float(probability_W.mean()) if tags else 1.0  # the tokenizer may leave no word
+        judged.append((tags, [spec.labels[c] for c in classes_W], score))
     return judged
 
 

@@ -82,6 +82,7 @@ def test_labels_are_bio_tags_of_the_types() -> None:
 def test_description_counts_spans() -> None:
     rows = [Example(text="a b", tags=("B-city", "I-city")), Example(text="a", tags=("O",)),
             Example(text="a b", tags=("B-city", "B-time"))]
+    assert tagger.describe(SPEC, rows[1:2]) == "2 types (none: 0 ... none: 0), 1 rows without spans"
     assert tagger.describe(SPEC, rows) == "2 types (city: 2 ... time: 1), 1 rows without spans"
 
 
@@ -222,6 +223,18 @@ def test_shown_rows() -> None:
     assert not first.right and second.right
     assert second.expected == second.answered == "— nothing —"
     assert first.score == pytest.approx(np.exp(9) / (np.exp(9) + 4))
+
+
+def test_a_text_of_which_the_tokenizer_leaves_nothing() -> None:
+    none = Words(starts_W=np.zeros(0, dtype=int), offsets_W2=np.zeros((0, 2), dtype=int))
+    empty = one(np.zeros((0, 5)), words=none, text="\u200b")
+    rows = collected([empty, one(sure(*GOLD))], [[], BY_TOKEN])
+    both = np.array([True, True])
+    fitted = Calibration()
+    tagger.fit(rows, fitted, 0.0)
+    assert tagger.measure(rows, fitted, both, ~both)["f1"] == 100.0
+    assert next(shown.score for shown in tagger.show(rows, fitted)) == 1.0
+    assert spans_of(empty) == []
 
 
 def test_the_baseline_repeats_what_training_says_of_a_word() -> None:
