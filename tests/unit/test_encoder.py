@@ -178,7 +178,8 @@ def test_blocks_encoded_together_are_as_transformers_encodes_each(tiny_encoder) 
 
 def test_gradients_of_blocks_encoded_together_are_their_sum(tiny_encoder) -> None:
     encoder = tiny_encoder().eval()
-    blocks = [(ids, ids > 0) for ids in (torch.randint(1, 20, (3, 7)), torch.randint(1, 20, (2, 4)))]
+    inputs = [torch.randint(1, 20, shape) for shape in ((3, 7), (2, 4))]
+    blocks = [(ids, ids > 0) for ids in inputs]
     sum(states.square().sum() for states in encode_together(encoder, blocks)).backward()
     together = {name: p.grad.clone() for name, p in encoder.named_parameters()}
     encoder.zero_grad()
