@@ -18,16 +18,19 @@ from typing import Any
 import torch
 
 from moe.allocator import keep_freed_memory
-from moe.encoder import build_encoder
+from moe.encoder import build_encoder, encode_together
 
 # MiniLM-L6's shape; the speed does not depend on the weights.
 SHAPE = {"dim": 384, "hidden_dim": 1536, "n_heads": 12, "n_layers": 6}
+# Rows and tokens of the micro-batches of one step, as `configs/local.yaml` has them.
+STEP = ((5, 190), (4, 90), (18, 22), (22, 14), (18, 9))
 
 # What each side of a case sets; everything else is as in training.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "allocator": ({"keep": True}, {"keep": False}),
     "attention_dropout": ({"attention_dropout": 0.0}, {"attention_dropout": 0.1}),
     "float32": ({"bf16": False}, {"bf16": True}),
+    "together": ({"together": True}, {"together": False}),
 }
 
 
@@ -39,6 +42,7 @@ def run_side(
     keep: bool = True,
     attention_dropout: float = 0.0,
     bf16: bool = False,
+    together: bool | None = None,
 ) -> float:
     """Tokens per second of forward and backward passes of a bare encoder on the CPU.
 
@@ -49,21 +53,27 @@ def run_side(
         keep: Whether `keep_freed_memory` is called first.
         attention_dropout: Probability of dropout on attention weights.
         bf16: Whether to compute in bfloat16.
+        together: Whether the micro-batches of `STEP` are encoded together or one by one; None
+            takes one of `rows` and `tokens`.
     """
     if keep:
         keep_freed_memory()
     torch.manual_seed(0)
     model = build_encoder({**SHAPE, "attention_dropout": attention_dropout}).train()
-    input_ids = torch.randint(1, model.config.vocab_size, (rows, tokens))
+    shapes = ((rows, tokens),) if together is None else STEP
+    blocks = [torch.randint(1, model.config.vocab_size, shape) for shape in shapes]
+    groups = [blocks] if together else [[block] for block in blocks]
     start = time.perf_counter()
     for step in range(steps + 1):
         if step == 1:
             start = time.perf_counter()
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            hidden_BLD = model(input_ids=input_ids).last_hidden_state
-        hidden_BLD.float().square().mean().backward()
-    return steps * rows * tokens / (time.perf_counter() - start)
+        for group in groups:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                states = encode_together(model, [(ids, ids > 0) for ids in group])
+            losses = [hidden_BLD.float().square().mean() for hidden_BLD in states]
+            torch.stack(losses).sum().backward()
+    return steps * sum(map(torch.numel, blocks)) / (time.perf_counter() - start)
 
 
 def _in_process(script: str, settings: dict[str, Any]) -> float:

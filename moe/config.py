@@ -104,7 +104,8 @@ class DataConfig:
         max_length: Longest window in tokens, special tokens included.
         stride: Context tokens that neighbouring windows share.
         batch_size: Rows of an optimizer step, over all tasks.
-        max_tokens: Most tokens of a micro-batch, padding included.
+        max_tokens: Most tokens that are computed at once, padding included: of a micro-batch, and
+            of the micro-batches that training encodes together.
         max_padding: Most padding of a micro-batch, as a share of its tokens.
         mixing: How much of each task a step holds.
         attach_context: Share of the classifier rows in training that get a foreign passage, so

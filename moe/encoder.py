@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, BertConfig, DistilBertConfig, DistilBertModel
 
 from moe.types import InputError, Pooling
@@ -186,10 +188,51 @@ def freeze(encoder: DistilBertModel, policy: Literal["none", "embeddings", "all"
 
 def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token states (B, L, D) of `input_ids` (B, L) int64; `attention_mask` (B, L) bool."""
-    hidden_BLD: Tensor = encoder(
-        input_ids=input_ids, attention_mask=attention_mask
-    ).last_hidden_state
-    return hidden_BLD
+    return encode_together(encoder, [(input_ids, attention_mask)])[0]
+
+
+def encode_together(
+    encoder: DistilBertModel, blocks: Sequence[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """Token states (B, L, D) of each block of rows.
+
+    Only attention runs block by block; everything else, and its gradient, is computed for the
+    tokens of all blocks at once. What a block of short rows costs is then its tokens and not
+    another pass over all weights.
+
+    Args:
+        encoder: The DistilBERT.
+        blocks: `input_ids` (B, L) int64 and `attention_mask` (B, L) bool of each.
+    """
+    ids_N = torch.cat([ids.flatten() for ids, _ in blocks])
+    places = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids) for ids, _ in blocks]
+    places_N = torch.cat([place.flatten() for place in places])
+    hidden_ND = encoder.embeddings(ids_N[None], position_ids=places_N[None])[0]
+    masks = [mask for _, mask in blocks]
+    for layer in encoder.transformer.layer:
+        mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks))
+        hidden_ND = layer.sa_layer_norm(mixed_ND + hidden_ND)
+        hidden_ND = layer.output_layer_norm(layer.ffn(hidden_ND) + hidden_ND)
+    split = hidden_ND.split([ids.numel() for ids, _ in blocks])
+    return [part.view(*ids.shape, -1) for part, (ids, _) in zip(split, blocks, strict=True)]
+
+
+def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Self-attention of a layer (N, D) inside each block, before its output projection."""
+    projected = [
+        linear(hidden_ND).split([mask.numel() for mask in masks])
+        for linear in (attention.q_lin, attention.k_lin, attention.v_lin)
+    ]
+    dropout = attention.dropout.p if attention.training else 0.0
+    mixed = []
+    for query, key, value, mask in zip(*projected, masks, strict=True):
+        shape = (*mask.shape, attention.n_heads, -1)
+        heads = [part.view(shape).transpose(1, 2) for part in (query, key, value)]
+        blended = scaled_dot_product_attention(
+            *heads, attn_mask=mask[:, None, None, :], dropout_p=dropout
+        )
+        mixed.append(blended.transpose(1, 2).reshape(mask.numel(), -1))
+    return torch.cat(mixed)
 
 
 def pool(

@@ -40,7 +40,7 @@ from moe.losses import (
 )
 from moe.model import Mixture
 from moe.schedule import parameter_groups, rate_factor
-from moe.types import Batch, NonFiniteError
+from moe.types import Batch, MixtureOutput, NonFiniteError
 
 
 def _peak_memory_gb(device: torch.device) -> float:
@@ -112,10 +112,13 @@ class LitMixture(L.LightningModule):
         optimizer.zero_grad()
         sums: GateSums | None = None
         terms: list[dict[str, Tensor]] = []
-        for batch in step.micro_batches:
-            loss, sums, logged = self._micro_batch(batch, sums)
-            self.manual_backward(loss)
-            terms.append(logged)
+        for group in step.together(self.config.data.max_tokens):
+            losses = []
+            for batch, output in zip(group, self.model.forward_together(group), strict=True):
+                loss, sums, logged = self._micro_batch(batch, output, sums)
+                losses.append(loss)
+                terms.append(logged)
+            self.manual_backward(torch.stack(losses).sum())
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
         if not torch.isfinite(norm):
@@ -133,13 +136,12 @@ class LitMixture(L.LightningModule):
             self._log_step(step, sums, terms, norm)
 
     def _micro_batch(
-        self, batch: Batch, earlier: GateSums | None
+        self, batch: Batch, output: MixtureOutput, earlier: GateSums | None
     ) -> tuple[Tensor, GateSums, dict[str, Tensor]]:
         """Loss of a micro-batch as its part of the step's loss, sums so far, terms to log."""
         weights = self.config.model.loss
         model, experts_TE = self.model, self.model.task_experts_TE
         assert batch.step_rows_T is not None and batch.target_BT is not None
-        output = model(batch, tasks_BT=model.own_tasks(batch))
         answer_B = model.answer_loss(output, batch)
         routing_B = routing_loss(output.routing.logits_BE, batch.target_BT, experts_TE)
         z_B = z_loss(output.routing.logits_BE)

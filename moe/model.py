@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import encode, pool, pooled_width
+from moe.encoder import encode, encode_together, pool, pooled_width
 from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
@@ -77,6 +77,25 @@ class Mixture(nn.Module):
                 context, and where there is a context all.
         """
         hidden_BLD = encode(self.encoder, batch.input_ids, batch.attention_mask)
+        return self._answer(hidden_BLD, batch, tasks_BT, allowed_BT)
+
+    def forward_together(self, batches: Sequence[Batch]) -> list[MixtureOutput]:
+        """Outputs of batches whose tasks are known, encoded together (`encode_together`)."""
+        blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
+        return [
+            self._answer(hidden_BLD, batch, self.own_tasks(batch), None)
+            for hidden_BLD, batch in zip(
+                encode_together(self.encoder, blocks), batches, strict=True
+            )
+        ]
+
+    def _answer(
+        self,
+        hidden_BLD: Tensor,
+        batch: Batch,
+        tasks_BT: Tensor | None,
+        allowed_BT: Tensor | None,
+    ) -> MixtureOutput:
         pooled_BD = pool(hidden_BLD, batch.attention_mask, batch.context_mask, self.pooling)
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(), batch.request_ids

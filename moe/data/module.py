@@ -27,6 +27,18 @@ class Step:
     position: int
     micro_batches: tuple[Batch, ...]
 
+    def together(self, max_tokens: int) -> Iterator[list[Batch]]:
+        """Neighbouring micro-batches in groups of at most `max_tokens` tokens with padding."""
+        group: list[Batch] = []
+        tokens = 0
+        for batch in self.micro_batches:
+            if group and tokens + batch.input_ids.numel() > max_tokens:
+                yield group
+                group, tokens = [], 0
+            group.append(batch)
+            tokens += batch.input_ids.numel()
+        yield group
+
     def to(self, *args: Any, **kwargs: Any) -> Step:
         """Every micro-batch moved as by `torch.Tensor.to`."""
         return replace(self, micro_batches=tuple(b.to(*args, **kwargs) for b in self.micro_batches))

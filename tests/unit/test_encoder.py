@@ -20,6 +20,7 @@ from moe.encoder import (
     bert_to_distilbert,
     build_encoder,
     encode,
+    encode_together,
     freeze,
     load_encoder,
     minilm_folder,
@@ -160,6 +161,32 @@ def test_each_dropout_changes_training_alone(tiny_encoder, rates: tuple[float, f
     set_dropout(model, dropout=rates[0], attention_dropout=rates[1])
     assert not torch.allclose(encode(model.train(), ids, mask), plain)
     torch.testing.assert_close(encode(model.eval(), ids, mask), plain)
+
+
+def test_blocks_encoded_together_are_as_transformers_encodes_each(tiny_encoder) -> None:
+    encoder = tiny_encoder().eval()
+    blocks = []
+    for rows, length in ((3, 7), (1, 12), (5, 2)):
+        ids = torch.randint(1, 20, (rows, length))
+        ids[0, length // 2 + 1:] = 0
+        blocks.append((ids, ids > 0))
+    together = encode_together(encoder, blocks)
+    for (ids, mask), states in zip(blocks, together, strict=True):
+        plain = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(states[mask], plain[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_blocks_encoded_together_are_their_sum(tiny_encoder) -> None:
+    encoder = tiny_encoder().eval()
+    inputs = [torch.randint(1, 20, shape) for shape in ((3, 7), (2, 4))]
+    blocks = [(ids, ids > 0) for ids in inputs]
+    sum(states.square().sum() for states in encode_together(encoder, blocks)).backward()
+    together = {name: p.grad.clone() for name, p in encoder.named_parameters()}
+    encoder.zero_grad()
+    for ids, mask in blocks:
+        encoder(input_ids=ids, attention_mask=mask).last_hidden_state.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(together[name], parameter.grad, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [

@@ -16,13 +16,13 @@ from torch import Tensor
 from moe.abstain import fit_reference
 from moe.calibration import fit_second_task
 from moe.checkpoint import Bundle
-from moe.config import ExperimentConfig, TaskConfig
+from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.formats import Answer, Example
-from moe.data.module import RequestDataset
+from moe.data.module import RequestDataset, Step
 from moe.data.routing import RoutingRow, RoutingTable
 from moe.data.tables import TaskTable, build_table
 from moe.lit import LitMixture
-from moe.losses import routing_loss, z_loss
+from moe.losses import GateSums, routing_loss, z_loss
 from moe.model_config import LossConfig, ModelConfig
 from moe.types import Batch
 
@@ -30,12 +30,15 @@ TASKS = ("sentiment", "qa", "intent")
 CONTEXT = "an abbot led the monks"
 
 
-def lit_of(model: Any, loss: LossConfig | None = None, **options: Any) -> LitMixture:
+def lit_of(
+    model: Any, loss: LossConfig | None = None, data: DataConfig | None = None, **options: Any
+) -> LitMixture:
     """The last task weighs three times as much: a row with the number -1 must not."""
     tasks = {t.name: TaskConfig(type=t.type, train="t", experts=t.num_experts,
                                 out_of_scope=t.out_of_scope, weight=1.0 + 2 * (t.name == "intent"))
              for t in model.tasks}
-    config = ExperimentConfig(tasks=tasks, model=ModelConfig(loss=loss or LossConfig()))
+    config = ExperimentConfig(tasks=tasks, model=ModelConfig(loss=loss or LossConfig()),
+                              data=data or DataConfig())
     return LitMixture(model=model, config=config, total_steps=1, identity={},
                       **{"validation": (), **options})
 
@@ -59,13 +62,18 @@ def part(batch: Batch, rows: slice) -> Batch:
     return replace(picked, request_ids=picked.request_ids - picked.request_ids.min())
 
 
+def micro_batch(lit: LitMixture, batch: Batch, earlier: GateSums | None = None) -> tuple:
+    """Loss, sums and terms of a micro-batch that is encoded alone."""
+    return lit._micro_batch(batch, lit.model.forward_together([batch])[0], earlier)
+
+
 def gradients(lit: LitMixture, batches: list[Batch]) -> dict[str, Tensor]:
-    """Of a step of these micro-batches."""
+    """Of a step of these micro-batches, each encoded alone."""
     lit.model.zero_grad(set_to_none=True)
     sums = None
     with torch.autograd.set_detect_anomaly(True):
         for batch in batches:
-            loss, sums, _ = lit._micro_batch(batch, sums)
+            loss, sums, _ = micro_batch(lit, batch, sums)
             loss.backward()
     return {n: p.grad.clone() for n, p in lit.model.named_parameters() if p.grad is not None}
 
@@ -78,14 +86,34 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # --- training ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("max_tokens", [16, 40, 10_000])
+def test_a_step_is_the_same_however_its_micro_batches_are_grouped(
+    tiny_model, hand_batch: Batch, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    data = DataConfig(max_length=16, stride=2, max_tokens=max_tokens)
+    lit = lit_of(tiny_model().train(), data=data)
+    batch = with_routing_rows(hand_batch)
+    parts = [part(batch, slice(0, 2)), part(batch, slice(2, 4)), part(batch, slice(4, 8))]
+    expected = gradients(lit, parts)
+    optimizer = torch.optim.SGD(lit.model.parameters(), lr=0.0)
+    monkeypatch.setattr(lit, "optimizers", lambda: optimizer)
+    monkeypatch.setattr(lit, "lr_schedulers", lambda: SimpleNamespace(step=lambda: None))
+    monkeypatch.setattr(lit, "manual_backward", lambda loss: loss.backward())
+    monkeypatch.setattr(lit, "_trainer", SimpleNamespace(global_step=1, log_every_n_steps=10))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(1.0))
+    lit.training_step(Step(position=0, micro_batches=tuple(parts)), 0)
+    found = {n: p.grad for n, p in lit.model.named_parameters() if p.grad is not None}
+    assert close(found, expected)
+
+
 def test_routing_rows_add_their_routing_loss_and_nothing_else(
     tiny_model, hand_batch: Batch
 ) -> None:
     weights = LossConfig(routing=0.7, z=0.01, switch=0.05, prior=0.02)
     lit = lit_of(tiny_model().train(), weights)
     batch = with_routing_rows(hand_batch)
-    loss, sums, logged = lit._micro_batch(batch, None)
-    plain, plain_sums, plain_logged = lit._micro_batch(part(batch, slice(6)), None)
+    loss, sums, logged = micro_batch(lit, batch)
+    plain, plain_sums, plain_logged = micro_batch(lit, part(batch, slice(6)))
     assert sums.rows_T.tolist() == plain_sums.rows_T.tolist() == [2.0, 2.0, 2.0]
     for name in ("chosen_E", "shares_E", "mass_T"):
         torch.testing.assert_close(getattr(sums, name), getattr(plain_sums, name))
