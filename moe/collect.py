@@ -53,6 +53,12 @@ class Answers:
     spans: tuple[tuple[str, float, float], ...] = ()
 
     @property
+    def first_N(self) -> NDArray[np.int64]:
+        """The learned gate's first choice of task."""
+        first: NDArray[np.int64] = np.where(self.allowed_NT, self.mass_NT, -1.0).argmax(1)
+        return first
+
+    @property
     def load_E(self) -> NDArray[np.int64]:
         """How often the learned gate chose each expert."""
         load: NDArray[np.int64] = self.chosen_NE.sum(0)
@@ -106,7 +112,7 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
         model.task_sizes,
         allowed_BT=allowed_NT,
         top_k=model.top_k,
-        selection_bias_E=model.gate.selection_bias,
+        selection_bias_E=model.gate.expert_bias,
     )
     chosen_NT = learned.tasks_BT.cpu()
     answers = Answers(

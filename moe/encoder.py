@@ -192,9 +192,7 @@ def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) 
     return hidden_BLD
 
 
-def pool(
-    hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling
-) -> Tensor:
+def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:
     """What the gate reads of each row: (B, D), or (B, 2D) of kind `both`.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe.abstain import stranger_scores
+from moe.abstain import refusal_scores
 from moe.calibration import Calibration, recall_threshold
 from moe.collect import Answers
 from moe.data.tables import TaskTable
@@ -76,17 +76,32 @@ def classify(
     )
 
 
-def refusals(said: Answers, calibration: Calibration) -> NDArray[np.bool_]:
-    """Whether the gate abstains (N,) because a row fits no task."""
+def refusals(
+    said: Answers, calibration: Calibration, specs: Sequence[TaskSpec] = ()
+) -> NDArray[np.bool_]:
+    """Whether the gate abstains (N,) because a row fits no task.
+
+    Args:
+        said: Of the rows.
+        calibration: With what the gate refuses by.
+        specs: All tasks of the model; needed only if one was added to the trained ones.
+    """
     reference = calibration.reference
     if reference is None:
         return np.zeros(len(said.row_N), dtype=np.bool_)
-    refused_N: NDArray[np.bool_] = stranger_scores(said.pooled_ND, reference) > reference.threshold
+    first_N = said.first_N if specs else ()
+    scores_N, thresholds_N = refusal_scores(
+        said.pooled_ND, reference, [specs[number].name for number in first_N]
+    )
+    refused_N: NDArray[np.bool_] = scores_N > thresholds_N
     return refused_N
 
 
 def measured_routing(
-    said: Answers, calibration: Calibration, routing: Literal["learned", "oracle"]
+    said: Answers,
+    calibration: Calibration,
+    routing: Literal["learned", "oracle"],
+    specs: Sequence[TaskSpec] = (),
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each row (N,) reaches its own task, and whether the gate abstains from it.
 
@@ -94,7 +109,7 @@ def measured_routing(
     """
     if routing == "oracle":
         return np.ones_like(said.routed_N), np.zeros_like(said.routed_N)
-    refused_N = refusals(said, calibration)
+    refused_N = refusals(said, calibration, specs)
     return said.routed_N & ~refused_N, refused_N
 
 
@@ -217,7 +232,7 @@ def evaluate(
         threshold = np.inf
     tasks: dict[str, dict[str, float]] = {}
     for table, said in zip(tables, answers, strict=True):
-        ok_N, refused_N = measured_routing(said, calibration, routing)
+        ok_N, refused_N = measured_routing(said, calibration, routing, specs)
         if said.votes is None:
             gold = gold_answers(table, said)
             metrics = measure_span(span_texts(table.spec, said, calibration), gold, ok_N)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.types import Routing, TaskSpec
+from moe.types import ExpertSpec, Routing, TaskSpec
 
 
 class CosineScores(nn.Module):
@@ -40,17 +40,46 @@ class CosineScores(nn.Module):
         return query_BP @ F.normalize(self.prototypes, dim=-1).T
 
 
+class GateBrick(nn.Module):
+    """Log-odds of an expert that was added later against all experts of the trained gate.
+
+    With the logit `logsumexp(trained logits) + s` an added expert has the probability
+    `e^s / (1 + sum of e^s over all added)`: it takes its share from the trained experts in equal
+    parts, their logits do not move, and neither do those of other bricks when it is removed again.
+
+    Args:
+        dim: Width of the embedding.
+        width: Width of the hidden layer.
+    """
+
+    centre: Tensor
+
+    def __init__(self, dim: int, width: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(dim))
+        self.hidden = nn.Linear(dim, width)
+        self.output = nn.Linear(width, 1)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """s (B,) in nats."""
+        # Centred and of length 1, which is all that the memory of old tasks keeps of a row.
+        unit_BD = F.normalize(pooled_BD - self.centre, dim=-1, eps=1e-9)
+        score_B: Tensor = self.output(F.gelu(self.hidden(unit_BD))).squeeze(-1)
+        return score_B
+
+
 class Gate(nn.Module):
     """Scores every expert in float32; keeps nothing of a forward pass.
 
     Args:
-        dim: Encoder width.
-        num_experts: Experts of all tasks together.
+        dim: Width of the embedding.
+        num_experts: Rows of the trained scores: the experts that were trained together.
         kind: `cosine` or `linear`.
         width: Width of the projection, `cosine` only.
         hidden: Width of a layer before the projection, `cosine` only; 0 is none.
         temperature: Divides the scores.
         noise: Standard deviation of the noise added to the logits in training.
+        experts: What each expert stands on; None: one row each, in order.
     """
 
     selection_bias: Tensor
@@ -65,6 +94,7 @@ class Gate(nn.Module):
         hidden: int = 256,
         temperature: float = 0.1,
         noise: float = 0.0,
+        experts: Sequence[ExpertSpec] | None = None,
     ) -> None:
         super().__init__()
         self.scores: nn.Module = (
@@ -75,6 +105,42 @@ class Gate(nn.Module):
         self.temperature = temperature
         self.noise = noise
         self.register_buffer("selection_bias", torch.zeros(num_experts))
+        as_trained = tuple(ExpertSpec(name="", rows=(row,)) for row in range(num_experts))
+        self.experts = as_trained if experts is None else tuple(experts)
+        self.rows = sorted({row for expert in self.experts for row in expert.rows})
+        columns = [(expert.rows, expert.bricks) for expert in self.experts]
+        self.is_changed = columns != [(expert.rows, ()) for expert in as_trained]
+        bricks = [brick for expert in self.experts for brick in expert.bricks]
+        self.bricks = nn.ModuleDict({name: GateBrick(dim) for name in bricks})
+
+    def logits(self, pooled_BD: Tensor) -> Tensor:
+        """Gate logits (B, E) of each window alone, without noise.
+
+        Args:
+            pooled_BD: The shared embedding, float32.
+        """
+        rows_BR: Tensor = self.scores(pooled_BD) / self.temperature
+        if not self.is_changed:
+            return rows_BR
+        trained_B = rows_BR[:, self.rows].logsumexp(-1)
+        added = {name: trained_B + brick(pooled_BD) for name, brick in self.bricks.items()}
+        columns = []
+        for expert in self.experts:
+            parts = [rows_BR[:, row] for row in expert.rows]
+            parts += [added[name] for name in expert.bricks]
+            # Not a logsumexp over one: it would round.
+            columns.append(parts[0] if len(parts) == 1 else torch.stack(parts, -1).logsumexp(-1))
+        return torch.stack(columns, dim=-1)
+
+    @property
+    def expert_bias(self) -> Tensor:
+        """(E,) `selection_bias` by expert: the largest of its rows, 0 where it has none."""
+        if not self.is_changed:
+            return self.selection_bias
+        none = self.selection_bias.new_zeros(())
+        return torch.stack(
+            [self.selection_bias[list(e.rows)].max() if e.rows else none for e in self.experts]
+        )
 
     def forward(self, pooled_BD: Tensor, request_ids: Tensor) -> Tensor:
         """Gate logits (B, E), float32, equal for the windows of one request.
@@ -85,7 +151,7 @@ class Gate(nn.Module):
         """
         # A softmax over close scores loses the order of experts in bfloat16's 8 bits.
         with torch.autocast(pooled_BD.device.type, enabled=False):
-            logits_BE = self.scores(pooled_BD.float()) / self.temperature
+            logits_BE = self.logits(pooled_BD.float())
             if self.training and self.noise > 0:
                 logits_BE = logits_BE + self.noise * torch.randn_like(logits_BE)
             return mean_per_request(logits_BE, request_ids)

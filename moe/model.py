@@ -18,7 +18,15 @@ from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
 from moe.model_config import ModelConfig
-from moe.types import Batch, ExpertOutput, MixtureOutput, Pooling, Routing, TaskSpec
+from moe.types import (
+    Batch,
+    ExpertOutput,
+    MixtureOutput,
+    Pooling,
+    Routing,
+    TaskSpec,
+    expert_specs,
+)
 
 
 class Mixture(nn.Module):
@@ -109,7 +117,7 @@ class Mixture(nn.Module):
             allowed_BT=allowed_BT,
             top_k=self.train_top_k if self.training else self.top_k,
             multi_task_threshold=self.multi_task_threshold,
-            selection_bias_E=self.gate.selection_bias,
+            selection_bias_E=self.gate.expert_bias,
         )
 
     def answerable(self, batch: Batch) -> Tensor:
@@ -124,7 +132,7 @@ class Mixture(nn.Module):
 
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""
-        scores_BE = routing.logits_BE.detach() + self.gate.selection_bias
+        scores_BE = routing.logits_BE.detach() + self.gate.expert_bias
         return choose_experts(scores_BE, routing.tasks_BT, self.task_sizes, self.top_k)
 
     def own_tasks(self, batch: Batch) -> Tensor:
@@ -158,26 +166,39 @@ class Mixture(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, tasks: Sequence[TaskSpec], encoder: DistilBertModel
+    config: ModelConfig,
+    tasks: Sequence[TaskSpec],
+    encoder: DistilBertModel,
+    gate_rows: int | None = None,
 ) -> Mixture:
-    """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised."""
+    """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised.
+
+    Args:
+        config: Of the model.
+        tasks: What the experts answer.
+        encoder: The shared DistilBERT.
+        gate_rows: Rows of the trained gate, where experts were added or removed since; None is
+            one per expert.
+    """
     shape = encoder.config
+    experts_E = expert_specs(tasks)
     gate = Gate(
         dim=pooled_width(shape.dim, config.pooling),
-        num_experts=sum(task.num_experts for task in tasks),
+        num_experts=len(experts_E) if gate_rows is None else gate_rows,
         kind=config.gate.kind,
         width=config.gate.width,
         hidden=config.gate.hidden,
         temperature=config.gate.temperature,
         noise=config.gate.noise,
+        experts=experts_E,
     )
     experts = {
         name: build_expert(
             task,
             dim=shape.dim,
             num_heads=shape.n_heads,
-            hidden_dim=shape.hidden_dim,
-            trunk=config.expert.trunk,
+            hidden_dim=task.trunk_width or shape.hidden_dim,
+            trunk=task.trunk or config.expert.trunk,
             pooling=config.expert.pooling,
             dropout=config.expert.dropout,
         )

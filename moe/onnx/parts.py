@@ -114,7 +114,7 @@ class ExportedGate(nn.Module):
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         pooled = pool(hidden, attention, context, self.pooling)
-        return self.gate.scores(pooled) / self.gate.temperature, pooled
+        return self.gate.logits(pooled), pooled
 
 
 class ExportedExpert(nn.Module):
