@@ -64,28 +64,6 @@ class Reference:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What is left of the tasks' training rows, for gate bricks to be fitted against.
-
-    Attributes:
-        centre_D: Mean of the tasks' mean embeddings.
-        exemplars: By task: (X, D) centred, normalised rows.
-    """
-
-    centre_D: Vectors
-    exemplars: Mapping[str, Vectors]
-
-    def arrays(self) -> dict[str, Vectors]:
-        """The arrays by name."""
-        return {"centre": self.centre_D, **_named(self.exemplars)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Vectors]) -> Memory:
-        """What `arrays` gave."""
-        return cls(centre_D=arrays["centre"], exemplars=_unnamed(arrays))
-
-
 _EXEMPLARS = "exemplars."
 
 

@@ -10,8 +10,8 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DistilBertModel
 
-from moe.abstain import Memory, Vectors
+from moe.abstain import Vectors
 from moe.calibration import Calibration
 from moe.config import ExperimentConfig, config_from_dict
 from moe.data.windows import TextTokenizer
@@ -46,7 +46,8 @@ class Bundle:
         calibration: Fitted temperatures and thresholds.
         precision: The Trainer's precision in training, such as `32-true` or `bf16-mixed`.
         metrics: Validation at which it was saved, in the shape of `eval.py --json`.
-        memory: Embeddings of the tasks' rows, where `calibration` holds no reference that has them.
+        memory: By task, and of the routing rows and of texts that fit no task: (X, P) embeddings of
+            training rows, what the gate reads and the middle layer's; empty without any.
         history: What was changed since training (`moe.bricks.history`).
     """
 
@@ -56,7 +57,7 @@ class Bundle:
     calibration: Calibration
     precision: str
     metrics: dict[str, Any]
-    memory: Memory | None = None
+    memory: Mapping[str, Vectors] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -83,12 +84,22 @@ def reference_tensors(calibration: Calibration) -> dict[str, Tensor]:
     return {name: torch.from_numpy(v).half() for name, v in calibration.arrays().items()}
 
 
-def _memory_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    arrays = {} if bundle.memory is None else bundle.memory.arrays()
-    return {name: torch.from_numpy(values).half() for name, values in arrays.items()}
+def memory_tensors(memory: Mapping[str, Vectors]) -> dict[str, Tensor]:
+    """The remembered rows in half precision."""
+    return {name: torch.from_numpy(rows_XP).half() for name, rows_XP in memory.items()}
 
 
-def _arrays(tensors: dict[str, Tensor]) -> dict[str, Vectors]:
+def kept_tensors(bundle: Bundle) -> dict[str, Tensor]:
+    """By name, what a checkpoint holds in half precision beside its weights."""
+    kept = {
+        "reference": reference_tensors(bundle.calibration),
+        "memory": memory_tensors(bundle.memory),
+    }
+    return {f"{kind}.{name}": tensor for kind in _KEPT for name, tensor in kept[kind].items()}
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
+    """What was kept in half precision, as numpy computes with it."""
     return {name: kept.float().numpy() for name, kept in tensors.items()}
 
 
@@ -111,9 +122,8 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         model = build_model(config.model, tasks, build_encoder(saved["encoder"]), gate_rows)
         model.load_state_dict(state, strict=True)
         tokenizer = TextTokenizer.from_json(saved["tokenizer"])
-        reference = _arrays(saved.get("reference", {}))
+        reference = arrays(saved.get("reference", {}))
         calibration = Calibration.from_saved(saved["calibration"], reference)
-        memory = _arrays(saved.get("memory", {}))
         if model.multi_task_threshold is None:
             model.multi_task_threshold = calibration.second_task
     except (KeyError, TypeError, RuntimeError) as error:
@@ -128,7 +138,7 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         calibration=calibration,
         precision=saved["precision"],
         metrics=saved["metrics"],
-        memory=Memory.from_arrays(memory) if memory else None,
+        memory=arrays(saved.get("memory", {})),
         history=tuple(saved.get("history", ())),
     )
 
@@ -217,7 +227,7 @@ def _content(bundle: Bundle) -> dict[str, Any]:
         **identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer, bundle.precision),
         "calibration": bundle.calibration.to_dict(),
         "reference": reference_tensors(bundle.calibration),
-        "memory": _memory_tensors(bundle),
+        "memory": memory_tensors(bundle.memory),
         "metrics": bundle.metrics,
         "history": list(bundle.history),
     }
@@ -254,7 +264,8 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> None:
     tokenizer = content.pop("tokenizer")
     state = {name: tensor.contiguous() for name, tensor in bundle.model.state_dict().items()}
     for kind in _KEPT:
-        state |= {f"{kind}.{name}": kept for name, kept in content.pop(kind).items()}
+        del content[kind]
+    state |= kept_tensors(bundle)
     content["model_type"] = MODEL_TYPE
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -132,14 +132,19 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
     return replace(answers, votes=classifier_votes(output, requests, columns))
 
 
-@torch.no_grad()
 def embed(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
     """What the gate reads of each request (N, D), the mean over its windows; no expert runs."""
+    return embed_deep(model, requests)[:, : model.gate.dim]
+
+
+@torch.no_grad()
+def embed_deep(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
+    """What gate bricks read of each request (N, P): the same, and the middle layer's behind it."""
     batch = requests.batch
-    nothing_BT = torch.zeros_like(model.answerable(batch))
-    output = model(batch, tasks_BT=nothing_BT)
-    pooled_BD = mean_per_request(output.pooled_BD.float(), batch.request_ids)
-    embedded: NDArray[np.float32] = pooled_BD[requests.first_windows()].cpu().numpy()
+    _, pooled_BD, deep_BD = model.embed(batch, deep=True)
+    assert deep_BD is not None
+    wide_BP = mean_per_request(torch.cat([pooled_BD, deep_BD], -1).float(), batch.request_ids)
+    embedded: NDArray[np.float32] = wide_BP[requests.first_windows()].cpu().numpy()
     return embedded
 
 

@@ -192,7 +192,24 @@ def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) 
     return hidden_BLD
 
 
-def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:
+def encode_with_middle(
+    encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Token states (B, L, D) of the last layer, and those of the middle one."""
+    states = encoder(
+        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+    ).hidden_states
+    return states[-1], states[middle_layer(encoder)]
+
+
+def middle_layer(encoder: DistilBertModel) -> int:
+    """The layer, counted from 1, whose states gate bricks read, too."""
+    return len(encoder.transformer.layer) // 2
+
+
+def pool(
+    hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling
+) -> Tensor:
     """What the gate reads of each row: (B, D), or (B, 2D) of kind `both`.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moe.abstain import Reference, Vectors, fit_reference
+from moe.abstain import Reference, Vectors, fit_reference, rounded
 from moe.calibration import (
     Calibration,
     fit_no_answer,
@@ -22,6 +22,8 @@ from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.evaluation import classify, gold_answers
 from moe.metrics import squad_scores
+
+MAX_REMEMBERED = 2_000  # rows of a task, some 2 kB each
 
 
 def fit_calibration(
@@ -99,3 +101,17 @@ def fit_abstain(
         [own.pooled_ND for own in answers],
         said.pooled_ND[~strange_N],
     )
+
+
+def remembered(embedded: Mapping[str, Vectors], seed: int = 0) -> dict[str, Vectors]:
+    """What a checkpoint remembers, so that a gate brick can be fitted without old text.
+
+    Args:
+        embedded: By task, and of the routing rows: (X, P) embeddings of training rows.
+        seed: Chooses `MAX_REMEMBERED` of each.
+    """
+    generator = np.random.default_rng(seed)
+    return {
+        name: rounded(rows_XP[generator.permutation(len(rows_XP))[:MAX_REMEMBERED]])
+        for name, rows_XP in embedded.items()
+    }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import encode, pool, pooled_width
+from moe.encoder import encode, encode_with_middle, pool, pooled_width
 from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
@@ -74,7 +74,12 @@ class Mixture(nn.Module):
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
 
     def forward(
-        self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        tasks_BT: Tensor | None = None,
+        allowed_BT: Tensor | None = None,
+        deep: bool = False,
     ) -> MixtureOutput:
         """Encodes once, routes, and runs the chosen experts on their rows only.
 
@@ -83,11 +88,13 @@ class Mixture(nn.Module):
             tasks_BT: (B, T) bool, the tasks where they are known; None lets the gate choose.
             allowed_BT: (B, T) bool, the tasks the gate may choose; None: all that need no
                 context, and where there is a context all.
+            deep: Whether to return `deep_BD` also if no brick reads it.
         """
-        hidden_BLD = encode(self.encoder, batch.input_ids, batch.attention_mask)
-        pooled_BD = pool(hidden_BLD, batch.attention_mask, batch.context_mask, self.pooling)
+        hidden_BLD, pooled_BD, deep_BD = self.embed(batch, deep or len(self.gate.bricks) > 0)
         logits_BE = self.gate(
-            pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(), batch.request_ids
+            pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
+            batch.request_ids,
+            deep_BD,
         )
         routing = self._route(logits_BE, batch, tasks_BT, allowed_BT)
         modules = list(self.experts.values())
@@ -99,7 +106,24 @@ class Mixture(nn.Module):
                 inputs = [tensor[rows_N] for tensor in inputs]
             logits = modules[assignment.expert](*inputs)
             outputs.append(ExpertOutput(expert=assignment.expert, rows_N=rows_N, logits=logits))
-        return MixtureOutput(pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs))
+        return MixtureOutput(
+            pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs), deep_BD=deep_BD
+        )
+
+    def embed(self, batch: Batch, deep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Token states (B, L, D), what the gate reads (B, D or 2D), what bricks read too (B, D).
+
+        Args:
+            batch: B windows of L tokens.
+            deep: Whether to return the last.
+        """
+        ids, masks = batch.input_ids, (batch.attention_mask, batch.context_mask)
+        if not deep:
+            hidden_BLD = encode(self.encoder, ids, batch.attention_mask)
+            return hidden_BLD, pool(hidden_BLD, *masks, self.pooling), None
+        hidden_BLD, middle_BLD = encode_with_middle(self.encoder, ids, batch.attention_mask)
+        deep_BD = pool(middle_BLD, *masks, "text")
+        return hidden_BLD, pool(hidden_BLD, *masks, self.pooling), deep_BD
 
     def _route(
         self,
@@ -191,6 +215,7 @@ def build_model(
         temperature=config.gate.temperature,
         noise=config.gate.noise,
         experts=experts_E,
+        piece=shape.dim,
     )
     experts = {
         name: build_expert(

@@ -29,6 +29,23 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BrickSpec:
+    """A part of the gate that was fitted for one added expert (`moe.gate.GateBrick`).
+
+    Attributes:
+        name: That of the expert it was fitted for.
+        order: Bricks are asked one after the other, from the lowest.
+        own: Prototypes of the expert's rows.
+        others: Prototypes of all other rows.
+    """
+
+    name: str
+    order: int
+    own: int
+    others: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
     """Name and gate column of an expert, once the model was changed brick by brick.
 
@@ -37,12 +54,18 @@ class ExpertSpec:
     Attributes:
         name: Of the expert.
         rows: Rows of the trained gate.
-        bricks: Names of gate bricks (`moe.gate.GateBrick`).
+        bricks: Parts of the gate that were fitted later.
     """
 
     name: str
     rows: tuple[int, ...] = ()
-    bricks: tuple[str, ...] = ()
+    bricks: tuple[BrickSpec, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExpertSpec:
+        """What `dataclasses.asdict` described, lists for tuples."""
+        bricks = tuple(BrickSpec(**brick) for brick in values["bricks"])
+        return cls(name=values["name"], rows=tuple(values["rows"]), bricks=bricks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +97,7 @@ class TaskSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
         """What `dataclasses.asdict` described, lists for tuples."""
-        experts = [
-            ExpertSpec(name=e["name"], rows=tuple(e["rows"]), bricks=tuple(e["bricks"]))
-            for e in values.get("experts", ())
-        ]
+        experts = [ExpertSpec.from_dict(expert) for expert in values.get("experts", ())]
         return cls(**{**values, "labels": tuple(values["labels"]), "experts": tuple(experts)})
 
     @property
@@ -195,11 +215,14 @@ class MixtureOutput:
         pooled_BD: The shared embedding, one vector per window.
         routing: The gate's decision.
         experts: One entry per expert that ran; experts without rows are absent.
+        deep_BD: The mean over the text of a middle layer, if it was asked for or a gate brick
+            reads it.
     """
 
     pooled_BD: Tensor
     routing: Routing
     experts: tuple[ExpertOutput, ...]
+    deep_BD: Tensor | None = None
 
 
 def expert_specs(tasks: Sequence[TaskSpec]) -> tuple[ExpertSpec, ...]:

@@ -36,6 +36,7 @@ SAMPLES: Mapping[str, Mapping[str, str]] = {
     "qa": {"train": "qa.train.json", "validation": "qa.validation.json"},
     "routing": {"train": "routing.train.jsonl", "test": "routing.test.jsonl"},
     "sentiment": {"train": "sentiment.train.csv", "validation": "sentiment.validation.csv"},
+    "topic": {"train": "topic.train.csv", "validation": "topic.validation.csv"},
 }
 CLINC_KEYS: Mapping[Split, tuple[str, str]] = {
     "train": ("train", "oos_train"),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe"
 
 LAYERS = {
-    0: {"types", "config", "model_config"},
+    0: {"types", "config", "model_config", "gate_brick"},
     1: {"encoder", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span", "experts.trunk",
         "data.__init__", "data.formats", "data.sources", "data.cleaning", "data.augment",
