@@ -218,15 +218,7 @@ def build_model(
         piece=shape.dim,
     )
     experts = {
-        name: build_expert(
-            task,
-            dim=shape.dim,
-            num_heads=shape.n_heads,
-            hidden_dim=task.trunk_width or shape.hidden_dim,
-            trunk=task.trunk or config.expert.trunk,
-            pooling=config.expert.pooling,
-            dropout=config.expert.dropout,
-        )
+        name: build_task_expert(config, task, encoder)
         for task in tasks
         for name in task.expert_names
     }
@@ -240,4 +232,18 @@ def build_model(
         train_top_k=config.gate.train_top_k,
         multi_task_threshold=config.gate.multi_task_threshold,
         routing_reaches_encoder=config.gate.update_encoder,
+    )
+
+
+def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertModel) -> Expert:
+    """One freshly initialised expert of a task, of the shape that config and task give it."""
+    shape = encoder.config
+    return build_expert(
+        task,
+        dim=shape.dim,
+        num_heads=shape.n_heads,
+        hidden_dim=task.trunk_width or shape.hidden_dim,
+        trunk=task.trunk or config.expert.trunk,
+        pooling=config.expert.pooling,
+        dropout=config.expert.dropout,
     )

@@ -69,7 +69,7 @@ def grow(
     encoded = encode_rows(start, rows.train)
     wide_NP, classes_N = encoded.wide_rows(), rows.train.labels()
     brick = brick_data(start, task, wide_NP, classes_N)
-    grown, name = _with_expert(start, rows.spec, brick, fit.seed)
+    grown, name = with_untrained(start, rows.spec, brick, fit.seed)
     expert: Any = grown.model.experts[name]
     losses = fit_expert(expert, encoded, grown.tokenizer, fit)
     routed = fit_brick(grown.model.gate.bricks[name], brick, fit.seed)  # type: ignore[arg-type]
@@ -85,9 +85,11 @@ def grow(
     )
 
 
-def _with_expert(bundle: Bundle, spec: TaskSpec, data: BrickData, seed: int) -> tuple[Bundle, str]:
+def with_untrained(
+    bundle: Bundle, spec: TaskSpec, data: BrickData, seed: int
+) -> tuple[Bundle, str]:
     """The bundle with an untrained expert and its gate brick, and the expert's name."""
-    name = free_name(spec.name, bundle.model.expert_names)
+    name = free_name(bundle, spec.name)
     expert = ExpertSpec(name=name, bricks=(brick_spec(bundle, name, data),))
     tasks = listed(bundle.model.tasks)
     known = {task.name: task for task in tasks}

@@ -22,7 +22,7 @@ from moe.gate_brick import GateBrick
 MOVED = 0.001  # share of the remembered rows of each other task that an added expert may take
 SHRINKAGE = 0.1
 HELD_OUT = 5  # one in so many rows places the border and is not fitted on
-MEDIAN = 8.0  # nats of a typical own row: such discriminants are overconfident by far
+MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
 Wide = NDArray[np.float64]
 

@@ -12,7 +12,8 @@ import torch
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.config import TaskConfig
-from moe.model import Mixture, build_model
+from moe.experts import Expert
+from moe.model import Mixture, build_model, build_task_expert
 from moe.types import ExpertSpec, InputError, TaskSpec, expert_columns, expert_specs
 
 Tasks = tuple[TaskSpec, ...]
@@ -64,8 +65,9 @@ def find_expert(bundle: Bundle, name: str, option: str = "--expert") -> TaskSpec
     raise InputError(f"{option} {name!r}: no such expert; the model has {known}")
 
 
-def free_name(task: str, taken: Sequence[str]) -> str:
-    """`task-0`, or the first number that no expert has."""
+def free_name(bundle: Bundle, task: str) -> str:
+    """`task-0`, or the first number that neither an expert nor a gate brick has."""
+    taken = {*bundle.model.expert_names, *bundle.model.gate.bricks}
     return next(name for n in count() if (name := f"{task}-{n}") not in taken)
 
 
@@ -132,3 +134,17 @@ def forget(bundle: Bundle, *, experts: Sequence[str], tasks: Sequence[str] = ())
         reference=reference,
     )
     return replace(bundle, calibration=calibration, memory=memory, metrics=metrics)
+
+
+def fresh_expert(bundle: Bundle, name: str, seed: int) -> Expert:
+    """An untrained expert of the shape of one that the model has.
+
+    Args:
+        bundle: The model.
+        name: Of the expert.
+        seed: Of the weights.
+    """
+    task = find_expert(bundle, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_task_expert(bundle.config.model, task, bundle.model.encoder)
