@@ -3,7 +3,8 @@
 A neuron is a column between the two linear layers; it is active at a token if its value after GELU
 is above 0. After Zhang et al. 2023 (arXiv 2305.18390) and MoEfication (arXiv 2110.01786).
 
-Dimensions: B windows, L tokens, N layers, F neurons of a layer, T tasks, S sampled tokens, K bricks.
+Dimensions: B windows, L tokens, N layers, F neurons of a layer, T tasks, S sampled tokens, K
+bricks.
 """
 
 from __future__ import annotations
