@@ -5,8 +5,8 @@ Dimensions: N rows, D width of what the gate reads, P width of what gate bricks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from moe.abstain import REFUSED, Reference, Vectors, normalise, refusal_scores, 
 from moe.checkpoint import Bundle
 from moe.collect import embed_deep
 from moe.data.module import RequestDataset
-from moe.data.prepare import Tables, build_tables, some_rows
-from moe.data.routing import RoutingTable
-from moe.data.tables import TaskTable
-from moe.fitting import remembered
+from moe.data.prepare import UNUSUAL, read_task, some_rows
+from moe.data.routing import RoutingTable, hold_out, read_routing_rows
+from moe.data.tables import TaskTable, build_table
+from moe.fitting import MAX_REMEMBERED, remembered
 from moe.types import InputError
 
 
@@ -33,31 +33,39 @@ def with_memory(bundle: Bundle, root: str | None = None) -> Bundle:
     """
     if bundle.memory:
         return bundle
-    config = bundle.config
-    data = config.data if root is None else replace(config.data, root=root)
+    root = bundle.config.data.root if root is None else root
     try:
-        tables, _ = build_tables(
-            config.selected_tasks, data, bundle.tokenizer, config.seed_everything
-        )
+        tables = _some_tables(bundle, root)
     except InputError as error:
         raise InputError(
             "the checkpoint remembers no rows of its tasks, and its training data cannot be read: "
             f"{error}; name their folder with --old_root"
         ) from error
-    return replace(bundle, memory=_embedded(bundle, tables))
-
-
-def _embedded(bundle: Bundle, tables: Tables) -> dict[str, Vectors]:
-    seed = bundle.config.seed_everything
-    chosen: Mapping[str, TaskTable | RoutingTable] = tables.exemplars or {
-        table.spec.name: some_rows(table, seed) for table in tables.train
-    }
     rows = {}
-    for name, table in chosen.items():
+    for name, table in tables.items():
         data = RequestDataset(table, bundle.tokenizer, bundle.config.data)
         batches = [embed_deep(bundle.model, data[i]) for i in range(len(data))]
         rows[name] = np.concatenate(batches)
-    return remembered(rows, seed)
+    return replace(bundle, memory=remembered(rows, bundle.config.seed_everything))
+
+
+def _some_tables(bundle: Bundle, root: str) -> dict[str, TaskTable | RoutingTable]:
+    """Some training rows of each task and the routing rows that were trained on, tokenized."""
+    config, seed = bundle.config, bundle.config.seed_everything
+    tables: dict[str, TaskTable | RoutingTable] = {}
+    for number, spec in enumerate(bundle.model.tasks):
+        train = read_task(spec.name, config.tasks[spec.name], root, seed).train
+        order = np.random.default_rng(seed).permutation(len(train))[:MAX_REMEMBERED]
+        some = [train[i] for i in order]
+        cache = Path(config.data.cache)
+        table = build_table(some, spec, number, bundle.tokenizer, cache)
+        tables[spec.name] = some_rows(table, seed)  # passages are long: fewer of them
+    if config.data.routing is not None:
+        names = [spec.name for spec in bundle.model.tasks]
+        read = read_routing_rows(config.data.routing, root=Path(root), split="train", tasks=names)
+        if trained := hold_out(read)[0]:
+            tables[UNUSUAL] = RoutingTable(trained, names, bundle.tokenizer)
+    return tables
 
 
 def remember(
