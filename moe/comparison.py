@@ -121,7 +121,7 @@ def row_scores(bundle: Bundle, table: TaskTable) -> dict[str, Floats]:
     `exact_match` of a span task.
     """
     said = collect_table(bundle, table, torch.device("cpu"))
-    ok_N = measured_routing(said, bundle.calibration, "learned")[0]
+    ok_N = measured_routing(said, bundle.calibration, "learned", bundle.model.tasks)[0]
     if said.votes is None:
         texts = span_texts(table.spec, said, bundle.calibration)
         scores = squad_scores(texts, gold_answers(table, said)) * ok_N[:, None]

@@ -250,16 +250,13 @@ class LitMixture(L.LightningModule):
         names = self.model.expert_names
         self.calibration = fit_calibration(self.validation, self.answers, names, recalls, routing)
         if self.exemplars and routing is not None:
-            embedded = {
-                name: np.concatenate(parts)
-                for name, parts in zip(self.exemplars, self._embedded, strict=True)
-            }
+            found = zip(self.exemplars, self._embedded, strict=True)
+            embedded = {name: np.concatenate(parts) for name, parts in found}
             self._embedded = []
             self.memory = remembered(embedded)
             read = {name: rows_XP[:, : self.model.gate.dim] for name, rows_XP in embedded.items()}
-            self.calibration = replace(
-                self.calibration, reference=fit_abstain(read, self.answers, routing)
-            )
+            reference = fit_abstain(read, self.answers, routing)
+            self.calibration = replace(self.calibration, reference=reference)
         if self.model.multi_task_threshold is not None:  # set by hand
             self.calibration = replace(
                 self.calibration, second_task=self.model.multi_task_threshold

@@ -74,12 +74,7 @@ class Mixture(nn.Module):
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
 
     def forward(
-        self,
-        batch: Batch,
-        *,
-        tasks_BT: Tensor | None = None,
-        allowed_BT: Tensor | None = None,
-        deep: bool = False,
+        self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
     ) -> MixtureOutput:
         """Encodes once, routes, and runs the chosen experts on their rows only.
 
@@ -88,9 +83,8 @@ class Mixture(nn.Module):
             tasks_BT: (B, T) bool, the tasks where they are known; None lets the gate choose.
             allowed_BT: (B, T) bool, the tasks the gate may choose; None: all that need no
                 context, and where there is a context all.
-            deep: Whether to return `deep_BD` also if no brick reads it.
         """
-        hidden_BLD, pooled_BD, deep_BD = self.embed(batch, deep or len(self.gate.bricks) > 0)
+        hidden_BLD, pooled_BD, deep_BD = self.embed(batch, len(self.gate.bricks) > 0)
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
             batch.request_ids,
@@ -106,9 +100,7 @@ class Mixture(nn.Module):
                 inputs = [tensor[rows_N] for tensor in inputs]
             logits = modules[assignment.expert](*inputs)
             outputs.append(ExpertOutput(expert=assignment.expert, rows_N=rows_N, logits=logits))
-        return MixtureOutput(
-            pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs), deep_BD=deep_BD
-        )
+        return MixtureOutput(pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs))
 
     def embed(self, batch: Batch, deep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token states (B, L, D), what the gate reads (B, D or 2D), what bricks read too (B, D).

@@ -215,14 +215,11 @@ class MixtureOutput:
         pooled_BD: The shared embedding, one vector per window.
         routing: The gate's decision.
         experts: One entry per expert that ran; experts without rows are absent.
-        deep_BD: The mean over the text of a middle layer, if it was asked for or a gate brick
-            reads it.
     """
 
     pooled_BD: Tensor
     routing: Routing
     experts: tuple[ExpertOutput, ...]
-    deep_BD: Tensor | None = None
 
 
 def expert_specs(tasks: Sequence[TaskSpec]) -> tuple[ExpertSpec, ...]:
