@@ -22,6 +22,7 @@ from moe.gate_brick import GateBrick
 MOVED = 0.001  # share of the remembered rows of each other task that an added expert may take
 SHRINKAGE = 0.1
 HELD_OUT = 5  # one in so many rows places the border and is not fitted on
+LOWEST = -10.0  # nats, on the scale of the discriminant
 MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
 Wide = NDArray[np.float64]
@@ -72,8 +73,9 @@ def _own_groups(classes_X: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
 def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     """Fits a brick in place.
 
-    The border is where both sides are equally likely, and beyond the rows that must not move if
-    there are more than `MOVED` of them on the wrong side: old tasks come first.
+    The border is beyond the rows that must not move, all but `MOVED` of them: old tasks come first.
+    Where these are far off it is half way from them to equal odds, `LOWEST` at the least: new forms
+    of the own rows lie lower than those that are known.
 
     Args:
         brick: With a prototype for each own class and for each entry of `data.others`.
@@ -83,15 +85,14 @@ def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     means = [rows_XP.mean(0, dtype=np.float64) for rows_XP in data.others.values()]
     brick.centre.copy_(torch.from_numpy(np.mean(means, axis=0)))
     generator = np.random.default_rng(seed)
-    own, own_held = _split(brick, data.own_XP, generator)
-    classes_X = data.classes_X[own]
-    groups = [_unit(brick, data.own_XP[own][mask]) for mask in _own_groups(classes_X)]
-    parts = {name: _split(brick, rows_XP, generator) for name, rows_XP in data.others.items()}
+    own, own_held = _split(data.own_XP, generator)
+    groups = [_unit(brick, rows_XP) for rows_XP in _own_rows(data, own)]
+    parts = {name: _split(rows_XP, generator) for name, rows_XP in data.others.items()}
     others = [_unit(brick, data.others[name][fitted]) for name, (fitted, _) in parts.items()]
     _set_discriminant(brick, groups, others)
     own_N = _odds(brick, data.own_XP[own_held])
     held = {name: _odds(brick, data.others[name][rest]) for name, (_, rest) in parts.items()}
-    border = _border(own_N, [odds for name, odds in held.items() if name in data.limited])
+    border = _border([odds for name, odds in held.items() if name in data.limited])
     scale = MEDIAN / max(float(np.median(own_N - border)), 1e-3)
     brick.scale.fill_(min(scale, 1.0))
     brick.offset.copy_(-brick.scale * border)
@@ -99,8 +100,17 @@ def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     return BrickFit(moved=moved, kept=float((own_N > border).mean()))
 
 
+def _own_rows(data: BrickData, fitted: NDArray[np.int64]) -> list[Vectors]:
+    """The rows to fit each prototype on; all rows of a class that the split left without any."""
+    rows = []
+    for mask_X in _own_groups(data.classes_X):
+        chosen = fitted[mask_X[fitted]]
+        rows.append(data.own_XP[chosen if len(chosen) else mask_X])
+    return rows
+
+
 def _split(
-    brick: GateBrick, rows_XP: Vectors, generator: np.random.Generator
+    rows_XP: Vectors, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to fit on, and one in `HELD_OUT` to place the border; very few rows serve both."""
     order = generator.permutation(len(rows_XP))
@@ -135,13 +145,10 @@ def _set_discriminant(brick: GateBrick, own: Sequence[Wide], others: Sequence[Wi
         layer.bias.copy_(torch.from_numpy(bias_M[part]))
 
 
-def _border(own_N: Vectors, limited: Sequence[Vectors]) -> float:
-    """Log-odds of the border: 0, unless one side is cut off by it."""
+def _border(limited: Sequence[Vectors]) -> float:
+    """Log-odds of the border."""
     if not limited:
         return 0.0
     # Linear between rows: of fewer than 1,000 rows no single one decides alone.
     highest = max(float(np.quantile(odds_N, 1 - MOVED)) for odds_N in limited)
-    lowest = float(np.quantile(own_N, 0.01))
-    if highest > 0:
-        return highest
-    return 0.0 if lowest > 0 else (max(lowest, highest) + highest) / 2
+    return highest if highest > 0 else max(highest / 2, LOWEST)

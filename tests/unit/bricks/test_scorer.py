@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe.bricks.scorer import MEDIAN, BrickData, fit_brick
+from moe.bricks.scorer import LOWEST, MEDIAN, BrickData, _border, fit_brick
 from moe.gate import Gate
 from moe.gate_brick import GateBrick
 from moe.types import BrickSpec, ExpertSpec
@@ -47,6 +47,22 @@ def test_classes_with_few_rows_have_no_prototype_of_their_own() -> None:
     classes = np.array([0] * 195 + [1] * 5)
     assert BrickData(own_XP=NEW, classes_X=classes, others=OLD).num_own() == 1
     assert BrickData(own_XP=NEW, classes_X=np.arange(200), others=OLD).num_own() == 1  # all few
+
+
+def test_every_class_with_rows_enough_has_its_prototype() -> None:
+    rows = np.concatenate([cloud([0, 0, 1, 0], 20, seed) for seed in range(6)])
+    classes = np.repeat(np.arange(12), 10)  # exactly as many as are needed, before the split
+    brick, fit = fitted(rows, classes, ["mood", "qa"])
+    assert brick.own.out_features == 12 and fit.kept == 1.0
+    assert all(torch.isfinite(p).all() for p in brick.parameters())
+
+
+def test_the_border_lies_between_the_nearest_old_row_and_equal_odds() -> None:
+    odds = np.linspace(-16, -6, 1001)  # of which 99.9 % lie at most at -6.01
+    assert _border([odds - 50, odds]) == pytest.approx(-6.01 / 2)
+    assert _border([odds - 50]) == LOWEST
+    assert _border([odds + 8]) == pytest.approx(1.99)  # one in a thousand may be beyond it
+    assert _border([]) == 0.0
 
 
 def test_rows_like_an_old_task_stay_there_unless_the_task_is_the_own_one() -> None:
