@@ -12,7 +12,7 @@ Dimensions: N requests, D encoder width, X kept rows, T tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,49 @@ class Reference:
         exemplars: By task, and of the routing rows: (X, D) centred, normalised rows.
         strangers_XD: Texts that fit no task, likewise.
         threshold: A request with a larger score is refused.
+        grown: By task that was added to the trained model: its own threshold. Its exemplars count
+            for requests that the gate sends to it and for no others, so that those of the trained
+            tasks are refused as before.
     """
 
     centre_D: Vectors
     exemplars: Mapping[str, Vectors]
     strangers_XD: Vectors
     threshold: float
+    grown: Mapping[str, float] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, Vectors]:
+        """The arrays by name."""
+        kept = {"centre": self.centre_D, "strangers": self.strangers_XD}
+        return {**kept, **_named(self.exemplars)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, Vectors], threshold: float, grown: Mapping[str, float]
+    ) -> Reference:
+        """What `arrays` gave, with the thresholds."""
+        return cls(
+            centre_D=arrays["centre"],
+            exemplars=_unnamed(arrays),
+            strangers_XD=arrays["strangers"],
+            threshold=threshold,
+            grown=grown,
+        )
+
+
+_EXEMPLARS = "exemplars."
+
+
+def _named(exemplars: Mapping[str, Vectors]) -> dict[str, Vectors]:
+    return {_EXEMPLARS + name: kept_XD for name, kept_XD in exemplars.items()}
+
+
+def _unnamed(arrays: Mapping[str, Vectors]) -> dict[str, Vectors]:
+    return {
+        name.removeprefix(_EXEMPLARS): kept_XD
+        for name, kept_XD in arrays.items()
+        if name.startswith(_EXEMPLARS)
+    }
 
 
 def nearest(vectors_ND: Vectors, kept_XD: Vectors) -> Floats:
@@ -60,14 +97,43 @@ def normalise(pooled_ND: Vectors, centre_D: Vectors) -> Vectors:
 def stranger_scores(pooled_ND: Vectors, reference: Reference) -> Floats:
     """Score (N,) in [-2, 2]: similarity to the strangers minus that to the best task's exemplars.
 
+    Tasks that were added to the trained model do not count.
+
     Args:
         pooled_ND: Shared embeddings, the mean over the windows of a request.
         reference: What they are compared with.
     """
     unit_ND = normalise(pooled_ND, reference.centre_D)
-    own_TN = [nearest(unit_ND, kept_XD) for kept_XD in reference.exemplars.values()]
-    scores: Floats = nearest(unit_ND, reference.strangers_XD) - np.max(own_TN, axis=0)
-    return scores
+    return nearest(unit_ND, reference.strangers_XD) - _nearest_own(unit_ND, reference)
+
+
+def _nearest_own(unit_ND: Vectors, reference: Reference, added: str | None = None) -> Floats:
+    """Similarity (N,) to the best trained task's exemplars, or those of an added one."""
+    names = [name for name in reference.exemplars if name not in reference.grown or name == added]
+    best_N: Floats = np.max([nearest(unit_ND, reference.exemplars[n]) for n in names], axis=0)
+    return best_N
+
+
+def refusal_scores(
+    pooled_ND: Vectors, reference: Reference, task_N: Sequence[str] = ()
+) -> tuple[Floats, Floats]:
+    """Score (N,) of each request, and the threshold (N,) above which it is refused.
+
+    Args:
+        pooled_ND: Shared embeddings, the mean over the windows of a request.
+        reference: What they are compared with.
+        task_N: The gate's first choice for each; empty if no task was added.
+    """
+    scores_N = stranger_scores(pooled_ND, reference)
+    thresholds_N = np.full(len(scores_N), reference.threshold)
+    for name, threshold in reference.grown.items():
+        mine_N = np.array([task == name for task in task_N], dtype=bool)
+        if mine_N.any():
+            unit_ND = normalise(pooled_ND[mine_N], reference.centre_D)
+            own_N = _nearest_own(unit_ND, reference, name)
+            scores_N[mine_N] = nearest(unit_ND, reference.strangers_XD) - own_N
+            thresholds_N[mine_N] = threshold
+    return scores_N, thresholds_N
 
 
 def fit_reference(
@@ -90,11 +156,11 @@ def fit_reference(
         return None
     centre_D = np.mean([rows_XD.mean(0) for rows_XD in exemplars.values()], axis=0)
     # In half precision as saved: a loaded reference must decide like the one that was fitted.
-    centre_D = _rounded(centre_D)
+    centre_D = rounded(centre_D)
     unfitted = Reference(
         centre_D=centre_D,
-        exemplars={k: _rounded(normalise(v, centre_D)) for k, v in exemplars.items()},
-        strangers_XD=_rounded(normalise(strangers_XD, centre_D)),
+        exemplars={k: rounded(normalise(v, centre_D)) for k, v in exemplars.items()},
+        strangers_XD=rounded(normalise(strangers_XD, centre_D)),
         threshold=np.inf,
     )
     return with_threshold(unfitted, validation, unusual_ND, refused)
@@ -124,6 +190,7 @@ def with_threshold(
     return replace(reference, threshold=max(thresholds))
 
 
-def _rounded(values: Vectors) -> Vectors:
-    rounded: Vectors = values.astype(np.float16).astype(np.float32)
-    return rounded
+def rounded(values: Vectors) -> Vectors:
+    """What half precision, in which a checkpoint keeps them, leaves of the values."""
+    kept: Vectors = values.astype(np.float16).astype(np.float32)
+    return kept

@@ -44,41 +44,28 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """The plain numbers, for the checkpoint; the arrays of `reference` are kept apart."""
+        grown = {} if self.reference is None else self.reference.grown
         return {
             "temperature": dict(self.temperature),
             "out_of_scope": dict(self.out_of_scope),
             "no_answer": dict(self.no_answer),
             "second_task": self.second_task,
             "abstain": None if self.reference is None else self.reference.threshold,
+            **({"abstain_grown": dict(grown)} if grown else {}),
         }
 
     def arrays(self) -> dict[str, Vectors]:
         """The arrays of `reference` by name, empty without it."""
-        if self.reference is None:
-            return {}
-        named = {f"exemplars.{k}": v for k, v in self.reference.exemplars.items()}
-        return {
-            "centre": self.reference.centre_D,
-            "strangers": self.reference.strangers_XD,
-            **named,
-        }
+        return {} if self.reference is None else self.reference.arrays()
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any], arrays: Mapping[str, Vectors]) -> Calibration:
         """What `to_dict` and `arrays` described."""
         numbers = {**values}
         threshold, reference = numbers.pop("abstain", None), None
+        grown = numbers.pop("abstain_grown", {})
         if threshold is not None:
-            reference = Reference(
-                centre_D=arrays["centre"],
-                exemplars={
-                    name.removeprefix("exemplars."): kept_XD
-                    for name, kept_XD in arrays.items()
-                    if name.startswith("exemplars.")
-                },
-                strangers_XD=arrays["strangers"],
-                threshold=threshold,
-            )
+            reference = Reference.from_arrays(arrays, threshold, grown)
         return cls(**numbers, reference=reference)
 
 

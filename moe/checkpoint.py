@@ -7,10 +7,11 @@ A `.ckpt` is a Lightning checkpoint with the entry `mixture`; a folder has the H
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DistilBertModel
 
+from moe.abstain import Vectors
 from moe.calibration import Calibration
 from moe.config import ExperimentConfig, config_from_dict
 from moe.data.windows import TextTokenizer
@@ -27,9 +29,10 @@ from moe.encoder import build_encoder
 from moe.model import Mixture, build_model
 from moe.types import InputError, TaskSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # since 3 experts may be added, merged and removed; 2 is read as well
+READ_VERSIONS = (2, 3)
 MODEL_TYPE = "mixture-of-experts"
-_REFERENCE = "reference."  # of the names in model.safetensors that are no weights
+_KEPT = ("reference", "memory")  # the beginnings of names in model.safetensors that are no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class Bundle:
         calibration: Fitted temperatures and thresholds.
         precision: The Trainer's precision in training, such as `32-true` or `bf16-mixed`.
         metrics: Validation at which it was saved, in the shape of `eval.py --json`.
+        memory: By task, and of the routing rows and of texts that fit no task: (X, P) embeddings of
+            training rows, what the gate reads and the middle layer's; empty without any.
+        history: What was changed since training (`moe.bricks.history`).
     """
 
     model: Mixture
@@ -51,6 +57,8 @@ class Bundle:
     calibration: Calibration
     precision: str
     metrics: dict[str, Any]
+    memory: Mapping[str, Vectors] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
 
 
 def identity(
@@ -76,11 +84,31 @@ def reference_tensors(calibration: Calibration) -> dict[str, Tensor]:
     return {name: torch.from_numpy(v).half() for name, v in calibration.arrays().items()}
 
 
+def memory_tensors(memory: Mapping[str, Vectors]) -> dict[str, Tensor]:
+    """The remembered rows in half precision."""
+    return {name: torch.from_numpy(rows_XP).half() for name, rows_XP in memory.items()}
+
+
+def kept_tensors(bundle: Bundle) -> dict[str, Tensor]:
+    """By name, what a checkpoint holds in half precision beside its weights."""
+    kept = {
+        "reference": reference_tensors(bundle.calibration),
+        "memory": memory_tensors(bundle.memory),
+    }
+    return {f"{kind}.{name}": tensor for kind in _KEPT for name, tensor in kept[kind].items()}
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
+    """What was kept in half precision, as numpy computes with it."""
+    return {name: kept.float().numpy() for name, kept in tensors.items()}
+
+
 def _check_version(saved: dict[str, Any], path: Path) -> None:
     version = saved.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
         raise InputError(
-            f"{path}: checkpoint format version {version!r}, this program reads {FORMAT_VERSION}: "
+            f"{path}: checkpoint format version {version!r}, this program reads {known}: "
             "use the release that wrote it, or train again"
         )
 
@@ -89,14 +117,13 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
     _check_version(saved, path)
     try:
         config = config_from_dict(saved["config"])
-        tasks = [TaskSpec(**{**t, "labels": tuple(t["labels"])}) for t in saved["tasks"]]
-        model = build_model(config.model, tasks, build_encoder(saved["encoder"]))
+        tasks = [TaskSpec.from_dict(task) for task in saved["tasks"]]
+        gate_rows = len(state["gate.selection_bias"])
+        model = build_model(config.model, tasks, build_encoder(saved["encoder"]), gate_rows)
         model.load_state_dict(state, strict=True)
         tokenizer = TextTokenizer.from_json(saved["tokenizer"])
-        calibration = Calibration.from_saved(
-            saved["calibration"],
-            {name: kept.float().numpy() for name, kept in saved.get("reference", {}).items()},
-        )
+        reference = arrays(saved.get("reference", {}))
+        calibration = Calibration.from_saved(saved["calibration"], reference)
         if model.multi_task_threshold is None:
             model.multi_task_threshold = calibration.second_task
     except (KeyError, TypeError, RuntimeError) as error:
@@ -111,6 +138,8 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         calibration=calibration,
         precision=saved["precision"],
         metrics=saved["metrics"],
+        memory=arrays(saved.get("memory", {})),
+        history=tuple(saved.get("history", ())),
     )
 
 
@@ -150,11 +179,12 @@ def _load_folder(folder: Path) -> Bundle:
         state = load_file(folder / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from error
-    saved["reference"] = {
-        name.removeprefix(_REFERENCE): state.pop(name)
-        for name in [*state]
-        if name.startswith(_REFERENCE)
-    }
+    for kind in _KEPT:
+        saved[kind] = {
+            name.removeprefix(f"{kind}."): state.pop(name)
+            for name in [*state]
+            if name.startswith(f"{kind}.")
+        }
     saved["tokenizer"] = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return _assemble(saved, state, folder)
 
@@ -190,21 +220,53 @@ def load_bundle(source: str | Path) -> Bundle:
     return _load_folder(_download(str(source)))
 
 
+def _content(bundle: Bundle) -> dict[str, Any]:
+    """All but the weights, as the entry `mixture` of a `.ckpt` holds it."""
+    model = bundle.model
+    return {
+        **identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer, bundle.precision),
+        "calibration": bundle.calibration.to_dict(),
+        "reference": reference_tensors(bundle.calibration),
+        "memory": memory_tensors(bundle.memory),
+        "metrics": bundle.metrics,
+        "history": list(bundle.history),
+    }
+
+
+def save_checkpoint(bundle: Bundle, path: str | Path) -> None:
+    """Writes a `.ckpt` without optimizer state; it appears complete or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    path = Path(path)
+    state = {f"model.{name}": tensor for name, tensor in bundle.model.state_dict().items()}
+    # Beside the target: a rename from another file system is a copy, which tears.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save({"state_dict": state, "mixture": _content(bundle)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_bundle(bundle: Bundle, folder: str | Path) -> None:
     """Writes the Hugging Face layout; an existing folder is filled, other files stay."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = bundle.model
-    saved = identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer, bundle.precision)
-    tokenizer = saved.pop("tokenizer")
-    content = {
-        "model_type": MODEL_TYPE,
-        **saved,
-        "calibration": bundle.calibration.to_dict(),
-        "metrics": bundle.metrics,
-    }
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    state |= {_REFERENCE + k: v for k, v in reference_tensors(bundle.calibration).items()}
+    content = _content(bundle)
+    tokenizer = content.pop("tokenizer")
+    state = {name: tensor.contiguous() for name, tensor in bundle.model.state_dict().items()}
+    for kind in _KEPT:
+        del content[kind]
+    state |= kept_tensors(bundle)
+    content["model_type"] = MODEL_TYPE
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")

@@ -53,6 +53,12 @@ class Answers:
     said: tuple[Any, ...] = ()
 
     @property
+    def first_N(self) -> NDArray[np.int64]:
+        """The learned gate's first choice of task."""
+        first: NDArray[np.int64] = np.where(self.allowed_NT, self.mass_NT, -1.0).argmax(1)
+        return first
+
+    @property
     def load_E(self) -> NDArray[np.int64]:
         """How often the learned gate chose each expert."""
         load: NDArray[np.int64] = self.chosen_NE.sum(0)
@@ -118,7 +124,7 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
         model.task_sizes,
         allowed_BT=allowed_NT,
         top_k=model.top_k,
-        selection_bias_E=model.gate.selection_bias,
+        selection_bias_E=model.gate.expert_bias,
     )
     chosen_NT = learned.tasks_BT.cpu()
     answers = Answers(
@@ -136,14 +142,20 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
     return replace(answers, said=_said(table, output, requests, columns))
 
 
-@torch.no_grad()
 def embed(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
     """What the gate reads of each request (N, D), the mean over its windows; no expert runs."""
+    return embed_deep(model, requests)[:, : model.gate.dim]
+
+
+@torch.no_grad()
+def embed_deep(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
+    """What gate bricks read of each request (N, P): the same, and the middle layer's behind it."""
     batch = requests.batch
-    nothing_BT = torch.zeros_like(model.answerable(batch))
-    output = model(batch, tasks_BT=nothing_BT)
-    pooled_BD = mean_per_request(output.pooled_BD.float(), batch.request_ids)
-    embedded: NDArray[np.float32] = pooled_BD[requests.first_windows()].cpu().numpy()
+    read = model.embed([batch], deep=True)[0]
+    assert read.deep_BD is not None
+    wide_BP = torch.cat([read.pooled_BD, read.deep_BD], -1).float()
+    wide_BP = mean_per_request(wide_BP, batch.request_ids)
+    embedded: NDArray[np.float32] = wide_BP[requests.first_windows()].cpu().numpy()
     return embedded
 
 

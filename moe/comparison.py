@@ -116,7 +116,7 @@ def row_scores(bundle: Bundle, table: TaskTable) -> dict[str, Floats]:
     Which metrics there are, the form of the task says (`row_scores` in `moe/forms/`).
     """
     said = collect_table(bundle, table, torch.device("cpu"))
-    ok_N = measured_routing(said, bundle.calibration, "learned")[0]
+    ok_N = measured_routing(said, bundle.calibration, "learned", bundle.model.tasks)[0]
     collected = said.of(table, bundle.model.expert_names)
     return FORMS[table.spec.type].row_scores(collected, bundle.calibration, ok_N)
 

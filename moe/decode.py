@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Logits = NDArray[np.float32] | NDArray[np.float64]  # as an expert gave them
 MAX_ANSWER_TOKENS = 30
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from transformers import AutoConfig, BertConfig, DistilBertConfig, DistilBertMod
 
 from moe.types import InputError, Pooling
 
+Block = tuple[Tensor, Tensor]  # input_ids (B, L) and attention_mask (B, L) of some rows
 MINILM = "minilm-l6"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -191,9 +192,7 @@ def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) 
     return encode_together(encoder, [(input_ids, attention_mask)])[0]
 
 
-def encode_together(
-    encoder: DistilBertModel, blocks: Sequence[tuple[Tensor, Tensor]]
-) -> list[Tensor]:
+def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[Tensor]:
     """Token states (B, L, D) of each block of rows.
 
     Only attention runs block by block; everything else, and its gradient, is computed for the
@@ -204,17 +203,30 @@ def encode_together(
         encoder: The DistilBERT.
         blocks: `input_ids` (B, L) int64 and `attention_mask` (B, L) bool of each.
     """
+    for hidden_ND in _layers(encoder, blocks):
+        last_ND = hidden_ND
+    return _split(last_ND, blocks)
+
+
+def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tensor]:
+    """States (N, D) of the tokens of all blocks after each layer."""
     ids_N = torch.cat([ids.flatten() for ids, _ in blocks])
     places = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids) for ids, _ in blocks]
     places_N = torch.cat([place.flatten() for place in places])
     hidden_ND = encoder.embeddings(ids_N[None], position_ids=places_N[None])[0]
     masks = [mask for _, mask in blocks]
-    for layer in encoder.transformer.layer:
+    layers: Any = encoder.transformer.layer
+    for layer in layers:
         mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks))
         hidden_ND = layer.sa_layer_norm(mixed_ND + hidden_ND)
         hidden_ND = layer.output_layer_norm(layer.ffn(hidden_ND) + hidden_ND)
-    split = hidden_ND.split([ids.numel() for ids, _ in blocks])
-    return [part.view(*ids.shape, -1) for part, (ids, _) in zip(split, blocks, strict=True)]
+        yield hidden_ND
+
+
+def _split(hidden_ND: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
+    """The states (B, L, D) of each block."""
+    parts = hidden_ND.split([ids.numel() for ids, _ in blocks])
+    return [part.view(*ids.shape, -1) for part, (ids, _) in zip(parts, blocks, strict=True)]
 
 
 def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -227,17 +239,32 @@ def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tenso
     mixed = []
     for query, key, value, mask in zip(*projected, masks, strict=True):
         shape = (*mask.shape, attention.n_heads, -1)
-        heads = [part.view(shape).transpose(1, 2) for part in (query, key, value)]
-        blended = scaled_dot_product_attention(
-            *heads, attn_mask=mask[:, None, None, :], dropout_p=dropout
+        blended_BHLd = scaled_dot_product_attention(
+            query.view(shape).transpose(1, 2),
+            key.view(shape).transpose(1, 2),
+            value.view(shape).transpose(1, 2),
+            attn_mask=mask[:, None, None, :],
+            dropout_p=dropout,
         )
-        mixed.append(blended.transpose(1, 2).reshape(mask.numel(), -1))
+        mixed.append(blended_BHLd.transpose(1, 2).reshape(mask.numel(), -1))
     return torch.cat(mixed)
 
 
-def pool(
-    hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling
-) -> Tensor:
+def encode_with_middle(
+    encoder: DistilBertModel, blocks: Sequence[Block]
+) -> list[tuple[Tensor, Tensor]]:
+    """Token states (B, L, D) of the last layer and of the middle one, of each block of rows."""
+    states_ND = list(_layers(encoder, blocks))
+    last, middle = states_ND[-1], states_ND[middle_layer(encoder) - 1]
+    return list(zip(_split(last, blocks), _split(middle, blocks), strict=True))
+
+
+def middle_layer(encoder: DistilBertModel) -> int:
+    """The layer, counted from 1, whose states gate bricks read, too."""
+    return len(encoder.transformer.layer) // 2
+
+
+def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:
     """What the gate reads of each row: (B, D), or (B, 2D) of kind `both`.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe.abstain import stranger_scores
+from moe.abstain import refusal_scores
 from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.data.tables import TaskTable
@@ -29,17 +29,32 @@ from moe.types import TaskSpec
 MAIN_METRICS = (("in_scope_accuracy", 1.0), ("accuracy", 1.0), ("f1", 100.0))
 
 
-def refusals(said: Answers, calibration: Calibration) -> NDArray[np.bool_]:
-    """Whether the gate abstains (N,) because a row fits no task."""
+def refusals(
+    said: Answers, calibration: Calibration, specs: Sequence[TaskSpec] = ()
+) -> NDArray[np.bool_]:
+    """Whether the gate abstains (N,) because a row fits no task.
+
+    Args:
+        said: Of the rows.
+        calibration: With what the gate refuses by.
+        specs: All tasks of the model; needed only if one was added to the trained ones.
+    """
     reference = calibration.reference
     if reference is None:
         return np.zeros(len(said.row_N), dtype=np.bool_)
-    refused_N: NDArray[np.bool_] = stranger_scores(said.pooled_ND, reference) > reference.threshold
+    first_N = said.first_N if specs else ()
+    scores_N, thresholds_N = refusal_scores(
+        said.pooled_ND, reference, [specs[number].name for number in first_N]
+    )
+    refused_N: NDArray[np.bool_] = scores_N > thresholds_N
     return refused_N
 
 
 def measured_routing(
-    said: Answers, calibration: Calibration, routing: Literal["learned", "oracle"]
+    said: Answers,
+    calibration: Calibration,
+    routing: Literal["learned", "oracle"],
+    specs: Sequence[TaskSpec] = (),
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each row (N,) reaches its own task, and whether the gate abstains from it.
 
@@ -47,7 +62,7 @@ def measured_routing(
     """
     if routing == "oracle":
         return np.ones_like(said.routed_N), np.zeros_like(said.routed_N)
-    refused_N = refusals(said, calibration)
+    refused_N = refusals(said, calibration, specs)
     return said.routed_N & ~refused_N, refused_N
 
 
@@ -112,7 +127,7 @@ def evaluate(
         threshold = np.inf
     tasks: dict[str, dict[str, float]] = {}
     for table, said in zip(tables, answers, strict=True):
-        ok_N, refused_N = measured_routing(said, calibration, routing)
+        ok_N, refused_N = measured_routing(said, calibration, routing, specs)
         form, collected = FORMS[table.spec.type], said.of(table, names)
         metrics = form.measure(collected, calibration, ok_N, refused_N)
         inside_N = _in_scope(table, said)

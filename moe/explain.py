@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from moe.abstain import Reference, Vectors, nearest, normalise, stranger_scores
+from moe.abstain import Reference, Vectors, nearest, normalise, refusal_scores
 from moe.types import TaskSpec
 
 STRANGERS = "strangers"  # beside the names of the exemplars in a distance
 
 
 def refusals(
-    tasks: Sequence[TaskSpec], pooled_ND: Vectors, reference: Reference
+    tasks: Sequence[TaskSpec],
+    pooled_ND: Vectors,
+    reference: Reference,
+    first_N: Sequence[int] | None = None,
 ) -> list[str | None]:
     """Why the gate abstains from each request, None where it does not.
 
@@ -25,14 +28,17 @@ def refusals(
         tasks: All tasks of the model.
         pooled_ND: What the gate read, the mean over the windows of a request.
         reference: What they are compared with.
+        first_N: The number of the gate's first choice for each; None if no task was added.
     """
     names = ", ".join(task.name for task in tasks)
+    chosen = [tasks[number].name for number in ([] if first_N is None else first_N)]
+    scores_N, thresholds_N = refusal_scores(pooled_ND, reference, chosen)
     return [
         f"fits no task: closer to texts outside {names} (score {score:.2f}, refused above "
-        f"{reference.threshold:.2f}); name the tasks to get an answer"
-        if score > reference.threshold
+        f"{threshold:.2f}); name the tasks to get an answer"
+        if score > threshold
         else None
-        for score in stranger_scores(pooled_ND, reference)
+        for score, threshold in zip(scores_N, thresholds_N, strict=True)
     ]
 
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moe.abstain import Reference, Vectors, fit_reference
+from moe.abstain import Reference, Vectors, fit_reference, rounded
 from moe.calibration import Calibration, fit_second_task
 from moe.collect import Answers
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.forms import FORMS
+
+MAX_REMEMBERED = 2_000  # rows of a task, some 2 kB each
 
 
 def fit_calibration(
@@ -73,3 +75,17 @@ def fit_abstain(
         [own.pooled_ND for own in answers],
         said.pooled_ND[~strange_N],
     )
+
+
+def remembered(embedded: Mapping[str, Vectors], seed: int = 0) -> dict[str, Vectors]:
+    """What a checkpoint remembers, so that a gate brick can be fitted without old text.
+
+    Args:
+        embedded: By task, and of the routing rows: (X, P) embeddings of training rows.
+        seed: Chooses `MAX_REMEMBERED` of each.
+    """
+    generator = np.random.default_rng(seed)
+    return {
+        name: rounded(rows_XP[generator.permutation(len(rows_XP))[:MAX_REMEMBERED]])
+        for name, rows_XP in embedded.items()
+    }

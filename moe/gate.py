@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.types import Routing, TaskSpec
+from moe.gate_brick import GateBrick
+from moe.types import ExpertSpec, Routing, TaskSpec
 
 
 class CosineScores(nn.Module):
@@ -44,13 +45,15 @@ class Gate(nn.Module):
     """Scores every expert in float32; keeps nothing of a forward pass.
 
     Args:
-        dim: Encoder width.
-        num_experts: Experts of all tasks together.
+        dim: Width of the embedding.
+        num_experts: Rows of the trained scores: the experts that were trained together.
         kind: `cosine` or `linear`.
         width: Width of the projection, `cosine` only.
         hidden: Width of a layer before the projection, `cosine` only; 0 is none.
         temperature: Divides the scores.
         noise: Standard deviation of the noise added to the logits in training.
+        experts: What each expert stands on; None: one row each, in order.
+        piece: Encoder width, where `dim` is two means; None is `dim`.
     """
 
     selection_bias: Tensor
@@ -65,6 +68,8 @@ class Gate(nn.Module):
         hidden: int = 256,
         temperature: float = 0.1,
         noise: float = 0.0,
+        experts: Sequence[ExpertSpec] | None = None,
+        piece: int | None = None,
     ) -> None:
         super().__init__()
         self.scores: nn.Module = (
@@ -72,20 +77,79 @@ class Gate(nn.Module):
             if kind == "cosine"
             else nn.Linear(dim, num_experts)
         )
+        self.dim = dim
         self.temperature = temperature
         self.noise = noise
         self.register_buffer("selection_bias", torch.zeros(num_experts))
+        as_trained = tuple(ExpertSpec(name="", rows=(row,)) for row in range(num_experts))
+        self.experts = as_trained if experts is None else tuple(experts)
+        self.rows = sorted({row for expert in self.experts for row in expert.rows})
+        columns = [(expert.rows, expert.bricks) for expert in self.experts]
+        self.is_changed = columns != [(expert.rows, ()) for expert in as_trained]
+        specs = [brick for expert in self.experts for brick in expert.bricks]
+        self.bricks = nn.ModuleDict(
+            {
+                spec.name: GateBrick(
+                    dim=piece or dim,
+                    pieces=dim // (piece or dim) + 1,
+                    own=spec.own,
+                    others=spec.others,
+                )
+                for spec in sorted(specs, key=lambda spec: spec.order)
+            }
+        )
 
-    def forward(self, pooled_BD: Tensor, request_ids: Tensor) -> Tensor:
+    def logits(self, pooled_BD: Tensor, deep_BD: Tensor | None = None) -> Tensor:
+        """Gate logits (B, E) of each window alone, without noise.
+
+        An added expert gets `logsumexp(logits before it) + s`, hence the probability
+        `sigmoid(s)`: it takes its share from all others alike, and their logits do not move.
+
+        Args:
+            pooled_BD: The shared embedding, float32.
+            deep_BD: That of a middle layer, for bricks.
+        """
+        rows_BR: Tensor = self.scores(pooled_BD) / self.temperature
+        if not self.is_changed:
+            return rows_BR
+        added: dict[str, Tensor] = {}
+        total_B = rows_BR[:, self.rows].logsumexp(-1)
+        for name, brick in self.bricks.items():
+            assert deep_BD is not None, "bricks read the middle layer"
+            added[name] = total_B + brick(torch.cat([pooled_BD, deep_BD], -1))
+            total_B = torch.logaddexp(total_B, added[name])
+        columns = []
+        for expert in self.experts:
+            parts = [rows_BR[:, row] for row in expert.rows]
+            parts += [added[brick.name] for brick in expert.bricks]
+            # Not a logsumexp over one: it would round.
+            columns.append(parts[0] if len(parts) == 1 else torch.stack(parts, -1).logsumexp(-1))
+        return torch.stack(columns, dim=-1)
+
+    @property
+    def expert_bias(self) -> Tensor:
+        """(E,) `selection_bias` by expert: the largest of its rows, 0 where it has none."""
+        if not self.is_changed:
+            return self.selection_bias
+        none = self.selection_bias.new_zeros(())
+        return torch.stack(
+            [self.selection_bias[list(e.rows)].max() if e.rows else none for e in self.experts]
+        )
+
+    def forward(
+        self, pooled_BD: Tensor, request_ids: Tensor, deep_BD: Tensor | None = None
+    ) -> Tensor:
         """Gate logits (B, E), float32, equal for the windows of one request.
 
         Args:
             pooled_BD: The shared embedding.
             request_ids: (B,) int64 in [0, B): windows with one number are averaged.
+            deep_BD: The embedding of a middle layer, which bricks read.
         """
         # A softmax over close scores loses the order of experts in bfloat16's 8 bits.
         with torch.autocast(pooled_BD.device.type, enabled=False):
-            logits_BE = self.scores(pooled_BD.float()) / self.temperature
+            deep_BD = None if deep_BD is None else deep_BD.float()
+            logits_BE = self.logits(pooled_BD.float(), deep_BD)
             if self.training and self.noise > 0:
                 logits_BE = logits_BE + self.noise * torch.randn_like(logits_BE)
             return mean_per_request(logits_BE, request_ids)

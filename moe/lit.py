@@ -20,15 +20,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from moe.abstain import Vectors
 from moe.calibration import Calibration
-from moe.checkpoint import reference_tensors
-from moe.collect import Answers, collect, embed, join
+from moe.checkpoint import arrays, memory_tensors, reference_tensors
+from moe.collect import Answers, collect, embed_deep, join
 from moe.config import ExperimentConfig
 from moe.data.collate import RequestBatch
 from moe.data.module import Step
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.evaluation import Evaluation, evaluate, joint_score
-from moe.fitting import fit_abstain, fit_calibration
+from moe.fitting import fit_abstain, fit_calibration, remembered
 from moe.losses import (
     GateSums,
     balance_loss,
@@ -95,6 +95,7 @@ class LitMixture(L.LightningModule):
         self.total_steps = total_steps
         self.identity = identity
         self.calibration = Calibration()
+        self.memory: dict[str, Vectors] = {}
         self.answers: list[Answers] = []
         self.evaluation: Evaluation | None = None
         self._parts: list[list[Answers]] = []
@@ -239,7 +240,7 @@ class LitMixture(L.LightningModule):
             answers = collect(self.model, tables[dataloader_idx], requests)
             self._parts[dataloader_idx].append(answers)
         else:
-            self._embedded[dataloader_idx - len(tables)].append(embed(self.model, requests))
+            self._embedded[dataloader_idx - len(tables)].append(embed_deep(self.model, requests))
 
     def on_validation_epoch_end(self) -> None:
         """Fits temperatures and thresholds, then measures with them."""
@@ -251,14 +252,13 @@ class LitMixture(L.LightningModule):
         names = self.model.expert_names
         self.calibration = fit_calibration(self.validation, self.answers, names, recalls, routing)
         if self.exemplars and routing is not None:
-            embedded = {
-                name: np.concatenate(parts)
-                for name, parts in zip(self.exemplars, self._embedded, strict=True)
-            }
+            found = zip(self.exemplars, self._embedded, strict=True)
+            embedded = {name: np.concatenate(parts) for name, parts in found}
             self._embedded = []
-            self.calibration = replace(
-                self.calibration, reference=fit_abstain(embedded, self.answers, routing)
-            )
+            self.memory = remembered(embedded)
+            read = {name: rows_XP[:, : self.model.gate.dim] for name, rows_XP in embedded.items()}
+            reference = fit_abstain(read, self.answers, routing)
+            self.calibration = replace(self.calibration, reference=reference)
         if self.model.multi_task_threshold is not None:  # set by hand
             self.calibration = replace(
                 self.calibration, second_task=self.model.multi_task_threshold
@@ -288,13 +288,16 @@ class LitMixture(L.LightningModule):
             **self.identity,
             "calibration": self.calibration.to_dict(),
             "reference": reference_tensors(self.calibration),
+            "memory": memory_tensors(self.memory),
             "metrics": metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         saved = checkpoint["mixture"]
-        kept = {name: tensor.float().numpy() for name, tensor in saved.get("reference", {}).items()}
-        self.calibration = Calibration.from_saved(saved["calibration"], kept)
+        self.calibration = Calibration.from_saved(
+            saved["calibration"], arrays(saved.get("reference", {}))
+        )
+        self.memory = arrays(saved.get("memory", {}))
         if saved["metrics"]:
             self.evaluation = Evaluation(**saved["metrics"])

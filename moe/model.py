@@ -6,6 +6,7 @@ Dimensions: B windows, L tokens, D encoder width, E experts, T tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,35 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import encode, encode_together, pool, pooled_width
+from moe.encoder import encode_together, encode_with_middle, pool, pooled_width
 from moe.experts import Expert, build_expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
 from moe.model_config import ModelConfig
-from moe.types import Batch, ExpertOutput, MixtureOutput, Pooling, Routing, TaskSpec
+from moe.types import (
+    Batch,
+    ExpertOutput,
+    MixtureOutput,
+    Pooling,
+    Routing,
+    TaskSpec,
+    expert_specs,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        hidden_BLD: Token states.
+        pooled_BD: What the gate reads, (B, D) or (B, 2D).
+        deep_BD: Of a middle layer, what bricks of the gate read too; None if nothing does.
+    """
+
+    hidden_BLD: Tensor
+    pooled_BD: Tensor
+    deep_BD: Tensor | None
 
 
 class Mixture(nn.Module):
@@ -76,29 +100,49 @@ class Mixture(nn.Module):
             allowed_BT: (B, T) bool, the tasks the gate may choose; None: all that need no
                 context, and where there is a context all.
         """
-        hidden_BLD = encode(self.encoder, batch.input_ids, batch.attention_mask)
-        return self._answer(hidden_BLD, batch, tasks_BT, allowed_BT)
+        return self._answer(self.embed([batch])[0], batch, tasks_BT, allowed_BT)
 
     def forward_together(self, batches: Sequence[Batch]) -> list[MixtureOutput]:
         """Outputs of batches whose tasks are known, encoded together (`encode_together`)."""
-        blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
         return [
-            self._answer(hidden_BLD, batch, self.own_tasks(batch), None)
-            for hidden_BLD, batch in zip(
-                encode_together(self.encoder, blocks), batches, strict=True
+            self._answer(embedded, batch, self.own_tasks(batch), None)
+            for embedded, batch in zip(self.embed(batches), batches, strict=True)
+        ]
+
+    def embed(self, batches: Sequence[Batch], *, deep: bool = False) -> list[Embedded]:
+        """The encoder's part for each batch.
+
+        Args:
+            batches: They are encoded together.
+            deep: Whether `deep_BD` is wanted also if no brick reads it.
+        """
+        blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
+        masks = [(batch.attention_mask, batch.context_mask) for batch in batches]
+        if deep or len(self.gate.bricks):
+            states: list[Any] = [*encode_with_middle(self.encoder, blocks)]
+        else:
+            states = [(hidden_BLD, None) for hidden_BLD in encode_together(self.encoder, blocks)]
+        return [
+            Embedded(
+                hidden_BLD=hidden_BLD,
+                pooled_BD=pool(hidden_BLD, *mask, self.pooling),
+                deep_BD=None if middle_BLD is None else pool(middle_BLD, *mask, "text"),
             )
+            for (hidden_BLD, middle_BLD), mask in zip(states, masks, strict=True)
         ]
 
     def _answer(
         self,
-        hidden_BLD: Tensor,
+        embedded: Embedded,
         batch: Batch,
         tasks_BT: Tensor | None,
         allowed_BT: Tensor | None,
     ) -> MixtureOutput:
-        pooled_BD = pool(hidden_BLD, batch.attention_mask, batch.context_mask, self.pooling)
+        hidden_BLD, pooled_BD = embedded.hidden_BLD, embedded.pooled_BD
         logits_BE = self.gate(
-            pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(), batch.request_ids
+            pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
+            batch.request_ids,
+            embedded.deep_BD,
         )
         routing = self._route(logits_BE, batch, tasks_BT, allowed_BT)
         modules = list(self.experts.values())
@@ -128,7 +172,7 @@ class Mixture(nn.Module):
             allowed_BT=allowed_BT,
             top_k=self.train_top_k if self.training else self.top_k,
             multi_task_threshold=self.multi_task_threshold,
-            selection_bias_E=self.gate.selection_bias,
+            selection_bias_E=self.gate.expert_bias,
         )
 
     def answerable(self, batch: Batch) -> Tensor:
@@ -143,7 +187,7 @@ class Mixture(nn.Module):
 
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""
-        scores_BE = routing.logits_BE.detach() + self.gate.selection_bias
+        scores_BE = routing.logits_BE.detach() + self.gate.expert_bias
         return choose_experts(scores_BE, routing.tasks_BT, self.task_sizes, self.top_k)
 
     def own_tasks(self, batch: Batch) -> Tensor:
@@ -177,29 +221,35 @@ class Mixture(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, tasks: Sequence[TaskSpec], encoder: DistilBertModel
+    config: ModelConfig,
+    tasks: Sequence[TaskSpec],
+    encoder: DistilBertModel,
+    gate_rows: int | None = None,
 ) -> Mixture:
-    """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised."""
+    """Assembles the mixture around a loaded encoder; gate and experts are freshly initialised.
+
+    Args:
+        config: Of the model.
+        tasks: What the experts answer.
+        encoder: The shared DistilBERT.
+        gate_rows: Rows of the trained gate, where experts were added or removed since; None is
+            one per expert.
+    """
     shape = encoder.config
+    experts_E = expert_specs(tasks)
     gate = Gate(
         dim=pooled_width(shape.dim, config.pooling),
-        num_experts=sum(task.num_experts for task in tasks),
+        num_experts=len(experts_E) if gate_rows is None else gate_rows,
         kind=config.gate.kind,
         width=config.gate.width,
         hidden=config.gate.hidden,
         temperature=config.gate.temperature,
         noise=config.gate.noise,
+        experts=experts_E,
+        piece=shape.dim,
     )
     experts = {
-        name: build_expert(
-            task,
-            dim=shape.dim,
-            num_heads=shape.n_heads,
-            hidden_dim=shape.hidden_dim,
-            trunk=config.expert.trunk,
-            pooling=config.expert.pooling,
-            dropout=config.expert.dropout,
-        )
+        name: build_task_expert(config, task, encoder)
         for task in tasks
         for name in task.expert_names
     }
@@ -213,4 +263,18 @@ def build_model(
         train_top_k=config.gate.train_top_k,
         multi_task_threshold=config.gate.multi_task_threshold,
         routing_reaches_encoder=config.gate.update_encoder,
+    )
+
+
+def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertModel) -> Expert:
+    """One freshly initialised expert of a task, of the shape that config and task give it."""
+    shape = encoder.config
+    return build_expert(
+        task,
+        dim=shape.dim,
+        num_heads=shape.n_heads,
+        hidden_dim=task.trunk_width or shape.hidden_dim,
+        trunk=task.trunk or config.expert.trunk,
+        pooling=config.expert.pooling,
+        dropout=config.expert.dropout,
     )

@@ -102,9 +102,9 @@ class MixtureOfExperts(Predictor):
         first, routing = batch.first_windows(), output.routing
         pooled_BD = mean_per_request(output.pooled_BD.float(), batch.batch.request_ids)
         pooled_ND = pooled_BD[first].cpu().numpy()
-        reasons = self._refused(requests, pooled_ND)
         mass_NT = routing.task_mass_BT[first].cpu().numpy()
         chosen_NT = routing.tasks_BT[first].cpu().numpy()
+        reasons = self._refused(requests, pooled_ND, mass_NT, chosen_NT)
         weight_NE = routing.log_weights_BE[first].exp().cpu().numpy()
         records = self._records(
             requests, answers, reasons, mass_NT=mass_NT, chosen_NT=chosen_NT, weight_NE=weight_NE

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from moe.abstain import Vectors
 from moe.answers import routing_answer
 from moe.calibration import Calibration
@@ -154,13 +156,16 @@ class Predictor(ABC):
         context = request.context or ""
         return Source(text=request.original, context=context, offsets=offsets, words=words)
 
-    def _refused(self, requests: Sequence[Request], pooled_ND: Vectors) -> list[str | None]:
+    def _refused(
+        self, requests: Sequence[Request], pooled_ND: Vectors, mass_NT: Any, chosen_NT: Any
+    ) -> list[str | None]:
         """Why the gate abstains from each request, None where it does not or tasks are named."""
         reference = self._calibration.reference
         named = [request.tasks is not None for request in requests]
         if reference is None or all(named):
             return [None] * len(requests)
-        reasons = refusals(self.tasks, pooled_ND, reference)
+        first_N = np.where(chosen_NT, mass_NT, -1.0).argmax(1)
+        reasons = refusals(self.tasks, pooled_ND, reference, first_N.tolist())
         return [None if is_named else r for is_named, r in zip(named, reasons, strict=True)]
 
     def _records(

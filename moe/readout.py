@@ -27,7 +27,8 @@ def read_task(
             logits = answer.logits.double().cpu().numpy()
             for window, own in zip(answer.rows_N.tolist(), logits, strict=True):
                 answers.setdefault(window, []).append((answer.expert, own))
-    owners, said = requests.batch.request_ids.tolist(), {}
+    owners: list[int] = requests.batch.request_ids.tolist()
+    said: dict[int, list[WindowSaid]] = {}
     for window, own in sorted(answers.items()):
         experts = [expert for expert, _ in own]
         said.setdefault(owners[window], []).append(

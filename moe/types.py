@@ -7,7 +7,7 @@ row, T tasks, C classes, N rows that one expert answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # requests and answers are read and written without torch, to
 
 ExpertType = Literal["classifier", "span", "tagger"]
 NEEDS_CONTEXT: tuple[ExpertType, ...] = ("span",)  # they answer out of a passage
+TrunkKind = Literal["none", "ffn", "transformer"]
 Pooling = Literal["first", "mean", "text", "both"]
 
 
@@ -26,6 +27,46 @@ class InputError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """Training met a NaN or an infinity: entry points print its message and exit with code 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrickSpec:
+    """A part of the gate that was fitted for one added expert (`moe.gate.GateBrick`).
+
+    Attributes:
+        name: That of the expert it was fitted for.
+        order: Bricks are asked one after the other, from the lowest.
+        own: Prototypes of the expert's rows.
+        others: Prototypes of all other rows.
+    """
+
+    name: str
+    order: int
+    own: int
+    others: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """Name and gate column of an expert, once the model was changed brick by brick.
+
+    Its gate logit is the logsumexp over what it stands on: the mass of several, after a merge.
+
+    Attributes:
+        name: Of the expert.
+        rows: Rows of the trained gate.
+        bricks: Parts of the gate that were fitted later.
+    """
+
+    name: str
+    rows: tuple[int, ...] = ()
+    bricks: tuple[BrickSpec, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExpertSpec:
+        """What `dataclasses.asdict` described, lists for tuples."""
+        bricks = tuple(BrickSpec(**brick) for brick in values["bricks"])
+        return cls(name=values["name"], rows=tuple(values["rows"]), bricks=bricks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +80,9 @@ class TaskSpec:
         labels: Class names in the order of the logits, in-scope classes only; of a tagger BIO tags.
         out_of_scope: Name of the extra last class for rows that fit no label, or None.
         can_be_unanswerable: Whether training held questions without an answer.
+        experts: The experts one by one; empty as trained: numbered, one row of the gate each.
+        trunk: Kind of the experts' trunk; None is that of the config.
+        trunk_width: Width inside its feed-forward block; None is the encoder's.
     """
 
     name: str
@@ -47,6 +91,15 @@ class TaskSpec:
     labels: tuple[str, ...] = ()
     out_of_scope: str | None = None
     can_be_unanswerable: bool = False
+    experts: tuple[ExpertSpec, ...] = ()
+    trunk: TrunkKind | None = None
+    trunk_width: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
+        """What `dataclasses.asdict` described, lists for tuples."""
+        experts = [ExpertSpec.from_dict(expert) for expert in values.get("experts", ())]
+        return cls(**{**values, "labels": tuple(values["labels"]), "experts": tuple(experts)})
 
     @property
     def num_classes(self) -> int:
@@ -56,6 +109,8 @@ class TaskSpec:
     @property
     def expert_names(self) -> tuple[str, ...]:
         """`sentiment-0`, `sentiment-1`, ..."""
+        if self.experts:
+            return tuple(expert.name for expert in self.experts)
         return tuple(f"{self.name}-{index}" for index in range(self.num_experts))
 
     @property
@@ -170,6 +225,14 @@ class MixtureOutput:
     pooled_BD: Tensor
     routing: Routing
     experts: tuple[ExpertOutput, ...]
+
+
+def expert_specs(tasks: Sequence[TaskSpec]) -> tuple[ExpertSpec, ...]:
+    """All experts in the gate's order; as trained, each has the row of its own number."""
+    names = [name for task in tasks for name in task.expert_names]
+    changed = [expert for task in tasks for expert in task.experts]
+    assert len(changed) in (0, len(names)), "some tasks list their experts and some do not"
+    return tuple(changed) or tuple(ExpertSpec(name=n, rows=(i,)) for i, n in enumerate(names))
 
 
 def expert_columns(tasks: Sequence[TaskSpec]) -> tuple[range, ...]:

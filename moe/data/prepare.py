@@ -18,6 +18,7 @@ from moe.data.windows import TextTokenizer
 from moe.forms import FORMS
 from moe.types import InputError, TaskSpec
 
+UNUSUAL = "routing rows"  # with a space, so that no task has the name
 EXEMPLAR_TOKENS = 40_000  # of each task: some 4,000 short texts, or 250 with a passage
 MAX_EXEMPLARS = 4_000
 
@@ -124,14 +125,14 @@ def _exemplars(
     tables: Sequence[TaskTable], routing: RoutingTable | None, seed: int
 ) -> dict[str, TaskTable | RoutingTable]:
     chosen: dict[str, TaskTable | RoutingTable] = {
-        table.spec.name: _some_rows(table, seed) for table in tables
+        table.spec.name: some_rows(table, seed) for table in tables
     }
     if routing is not None:  # unusual forms of a task's requests are not strangers
-        chosen["routing rows"] = routing
+        chosen[UNUSUAL] = routing
     return chosen
 
 
-def _some_rows(table: TaskTable, seed: int) -> TaskTable:
+def some_rows(table: TaskTable, seed: int) -> TaskTable:
     """A random part of a table, about as many tokens of each task: a passage costs a pass too."""
     order = np.random.default_rng(seed).permutation(len(table))
     tokens = (table.lengths("text_ids") + table.lengths("context_ids"))[order]

@@ -37,6 +37,7 @@ SAMPLES: Mapping[str, Mapping[str, str]] = {
     "routing": {"train": "routing.train.jsonl", "test": "routing.test.jsonl"},
     "sentiment": {"train": "sentiment.train.csv", "validation": "sentiment.validation.csv"},
     "slots": {"train": "slots.train.jsonl", "validation": "slots.validation.jsonl"},
+    "topic": {"train": "topic.train.csv", "validation": "topic.validation.csv"},
 }
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {  # on the hub; the first that is there
     "train": ("train",),

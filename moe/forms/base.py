@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moe.calibration import Calibration
 from moe.data.formats import By, Columns, Example, Split, Table
 from moe.data.windows import TextTokenizer, Words
-from moe.decode import Floats, WindowSaid
+from moe.decode import Floats, Logits, WindowSaid
 from moe.types import TaskSpec
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Form(Protocol):
     def entries(self, spec: TaskSpec, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         """A public answer as `transformers.pipeline` would put it."""
 
-    def same_answer(self, ours: Floats, theirs: Floats, attention_mask: NDArray[Any]) -> Floats:
+    def same_answer(self, ours: Logits, theirs: Logits, attention_mask: NDArray[Any]) -> Floats:
         """Share in [0, 1] of each window's answer (B,) that two backends' logits agree on."""
 
     # --- measuring ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moe.calibration import Calibration, fit_out_of_scope, fit_temperature, recall_threshold
 from moe.data.formats import By, Example, classifier_examples, clinc_rows
 from moe.data.windows import TextTokenizer
-from moe.decode import Floats, WindowSaid, mix_classes, out_of_scope_scores, stack_votes
+from moe.decode import Floats, Logits, WindowSaid, mix_classes, out_of_scope_scores, stack_votes
 from moe.forms.base import Collected, LabelledRows, Shown, Source
 from moe.metrics import calibration_error, majority_accuracy, out_of_scope_curve
 from moe.types import InputError, TaskSpec
@@ -170,7 +170,7 @@ def entries(spec: TaskSpec, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"label": answer["label"] or spec.out_of_scope, "score": answer["score"]}]
 
 
-def same_answer(ours: Floats, theirs: Floats, attention_mask: NDArray[Any]) -> Floats:
+def same_answer(ours: Logits, theirs: Logits, attention_mask: NDArray[Any]) -> Floats:
     """1 where the best class is the same."""
     same: Floats = (ours.argmax(1) == theirs.argmax(1)).astype(np.float64)
     return same

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moe.calibration import Calibration, fit_no_answer
 from moe.data.formats import By, Example, Split, span_examples, squad_examples
 from moe.data.windows import TextTokenizer
-from moe.decode import Floats, WindowSaid, best_span, span_text
+from moe.decode import Floats, Logits, WindowSaid, best_span, span_text
 from moe.forms.base import Collected, LabelledRows, Shown, Source
 from moe.metrics import constant_span_f1, squad_scores
 from moe.types import InputError, TaskSpec
@@ -159,7 +159,7 @@ def entries(spec: TaskSpec, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"answer": answer["text"], "score": answer["score"], **place}]
 
 
-def same_answer(ours: Floats, theirs: Floats, attention_mask: NDArray[Any]) -> Floats:
+def same_answer(ours: Logits, theirs: Logits, attention_mask: NDArray[Any]) -> Floats:
     """1 where the most probable start and end are the same."""
     same: Floats = (ours.argmax(1) == theirs.argmax(1)).all(1).astype(np.float64)
     return same

@@ -20,7 +20,7 @@ from moe.calibration import Calibration, fit_temperature
 from moe.data.formats import By, Example, Split
 from moe.data.tags import OUTSIDE, Span, tag_columns, tag_spans, tagged_examples
 from moe.data.windows import TextTokenizer, Words
-from moe.decode import Floats, WindowSaid, log_softmax
+from moe.decode import Floats, Logits, WindowSaid, log_softmax
 from moe.forms.base import Collected, LabelledRows, Shown, Source
 from moe.metrics import span_scores
 from moe.types import InputError, TaskSpec
@@ -180,7 +180,7 @@ def entries(spec: TaskSpec, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def same_answer(ours: Floats, theirs: Floats, attention_mask: NDArray[Any]) -> Floats:
+def same_answer(ours: Logits, theirs: Logits, attention_mask: NDArray[Any]) -> Floats:
     """Share of the tokens whose best tag is the same, padding left out."""
     same_BL = (ours.argmax(-1) == theirs.argmax(-1)) & attention_mask
     same: Floats = same_BL.sum(1) / attention_mask.sum(1)

@@ -6,7 +6,6 @@ Dimensions: B windows, L tokens, D encoder width, E experts, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -166,7 +165,7 @@ def load_onnx(
         return OnnxBundle(
             graph=OnnxGraph(folder / FILES[precision], threads),
             tokenizer=TextTokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8")),
-            tasks=_tasks(saved["tasks"]),
+            tasks=tuple(TaskSpec.from_dict(task) for task in saved["tasks"]),
             calibration=Calibration.from_saved(
                 saved["calibration"], {k: v.astype(np.float32) for k, v in arrays.items()}
             ),
@@ -194,10 +193,6 @@ def multiplies_bytes(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:  # not Linux
         return True
     return "sse2" not in flags or "vnni" in flags  # ARM has such instructions
-
-
-def _tasks(saved: Sequence[dict[str, Any]]) -> tuple[TaskSpec, ...]:
-    return tuple(TaskSpec(**{**task, "labels": tuple(task["labels"])}) for task in saved)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _config(bundle: Bundle, parity: dict[str, Parity]) -> dict[str, Any]:
         "gate": {
             "top_k": model.top_k,
             "multi_task_threshold": model.multi_task_threshold,
-            "selection_bias": model.gate.selection_bias.tolist(),
+            "selection_bias": model.gate.expert_bias.tolist(),
         },
         "windows": {name: getattr(data, name) for name in windows},
         "precisions": sorted(parity),

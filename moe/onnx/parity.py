@@ -275,6 +275,6 @@ def _tasks(model: Mixture, gate_BE: Floats32, rows: PaddedWindows) -> NDArray[np
         allowed_NT=allowed_BT,
         top_k=1,
         multi_task_threshold=None,
-        selection_bias_E=model.gate.selection_bias.double().numpy(),
+        selection_bias_E=model.gate.expert_bias.double().numpy(),
     )
     return decision.tasks_NT.argmax(1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from moe.encoder import pool, pooled_width
+from moe.encoder import middle_layer, pool, pooled_width
 from moe.model import Mixture
 from moe.onnx.graph import ExpertPart, Parts
 
@@ -89,20 +89,25 @@ class ExportedEncoder(nn.Module):
 
     Args:
         encoder: A DistilBERT, which is changed.
+        middle: A layer, counted from 1, whose states (N, L, D) are set beside the last ones; 0 is
+            none.
     """
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, middle: int = 0) -> None:
         super().__init__()
         self.embeddings, self.transformer = encoder.embeddings, encoder.transformer
+        self.middle = middle
         for layer in self.transformer.layer:
             layer.attention = _EncoderAttention(layer.attention)
 
     def forward(self, input_ids: Tensor, attention: Tensor) -> Tensor:
         # Without DistilBertModel.forward, which would make the mask one of pairs of tokens.
-        hidden_NLD: Tensor = self.transformer(
-            self.embeddings(input_ids), attention
-        ).last_hidden_state
-        return hidden_NLD
+        hidden_NLD: Tensor = self.embeddings(input_ids)
+        for number, layer in enumerate(self.transformer.layer, start=1):
+            hidden_NLD = layer(hidden_NLD, attention)
+            if number == self.middle:
+                middle_NLD = hidden_NLD
+        return torch.cat([hidden_NLD, middle_NLD], -1) if self.middle else hidden_NLD
 
 
 class ExportedGate(nn.Module):
@@ -111,10 +116,15 @@ class ExportedGate(nn.Module):
     def __init__(self, model: Mixture) -> None:
         super().__init__()
         self.gate, self.pooling = model.gate, model.pooling
+        self.dim = model.encoder.config.dim
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = pool(hidden, attention, context, self.pooling)
-        return self.gate.scores(pooled) / self.gate.temperature, pooled
+        if not self.gate.bricks:
+            pooled = pool(hidden, attention, context, self.pooling)
+            return self.gate.logits(pooled), pooled
+        pooled = pool(hidden[..., : self.dim], attention, context, self.pooling)
+        deep = pool(hidden[..., self.dim :], attention, context, "text")
+        return self.gate.logits(pooled, deep), pooled
 
 
 class ExportedExpert(nn.Module):
@@ -122,15 +132,18 @@ class ExportedExpert(nn.Module):
 
     Args:
         expert: It is changed.
+        dim: Encoder width, where `hidden` has a middle layer behind it; None: it has none.
     """
 
-    def __init__(self, expert: Any) -> None:
+    def __init__(self, expert: Any, dim: int | None = None) -> None:
         super().__init__()
-        self.expert = expert
+        self.expert, self.dim = expert, dim
         if expert.trunk.attention is not None:
             expert.trunk.attention = _TrunkAttention(expert.trunk.attention)
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> Tensor:
+        if self.dim is not None:
+            hidden = hidden[..., : self.dim]
         logits: Tensor = self.expert(hidden, attention, context)
         return logits.clamp(min=OUTSIDE)
 
@@ -144,18 +157,22 @@ def export_parts(model: Mixture) -> Parts:
     """
     model = copy.deepcopy(model).cpu().eval()
     dim: int = model.encoder.config.dim
+    middle = middle_layer(model.encoder) if len(model.gate.bricks) else 0
+    width = 2 * dim if middle else dim
     tokens = ("hidden", "attention", "context")
     return Parts(
-        dim=dim,
+        dim=width,
         pooled_dim=pooled_width(dim, model.pooling),
         encoder=export_module(
-            ExportedEncoder(model.encoder), ("input_ids", "attention"), ["states"], dim
+            ExportedEncoder(model.encoder, middle), ("input_ids", "attention"), ["states"], width
         ),
-        gate=export_module(ExportedGate(model), tokens, ["scores", "embedding"], dim),
+        gate=export_module(ExportedGate(model), tokens, ["scores", "embedding"], width),
         experts=tuple(
             ExpertPart(
                 name=name,
-                model=export_module(ExportedExpert(expert), tokens, ["answer"], dim),
+                model=export_module(
+                    ExportedExpert(expert, dim if middle else None), tokens, ["answer"], width
+                ),
             )
             for name, expert in model.experts.items()
         ),

@@ -130,7 +130,7 @@ class OnnxMixtureOfExperts(Predictor):
 
     def _said_records(self, chunk: Chunk, said: Said, explain: bool) -> list[dict[str, Any]]:
         decision = said.decision
-        reasons = self._refused(chunk.requests, said.pooled_ND)
+        reasons = self._refused(chunk.requests, said.pooled_ND, decision.mass_NT, decision.tasks_NT)
         records = self._records(
             chunk.requests,
             self._decode(chunk.requests, self._tasks_said(chunk, said), chunk.offsets),

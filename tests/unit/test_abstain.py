@@ -13,6 +13,9 @@ from moe.abstain import (
     REFUSED,
     Reference,
     fit_reference,
+    nearest,
+    normalise,
+    refusal_scores,
     stranger_scores,
     with_threshold,
 )
@@ -192,3 +195,22 @@ def test_what_is_kept_is_exact_in_half_precision() -> None:
     # The row whose score is the threshold is not refused, after saving either.
     assert (stranger_scores(rows[3], saved) > saved.threshold).sum() == 0
     assert (stranger_scores(rows[3], saved) == saved.threshold).sum() == 1
+
+
+# --- tasks that were added later --------------------------------------------------------------
+
+
+def test_an_added_task_has_exemplars_and_a_threshold_of_its_own() -> None:
+    base = reference(threshold=0.3)
+    added = replace(base, exemplars={**base.exemplars, "new": vectors([0, -1])},
+                    grown={"new": 0.9})
+    rows = vectors([2, 0], [1, 2], [0, -3])
+    before = stranger_scores(rows, base)
+    assert np.array_equal(stranger_scores(rows, added), before)  # it counts for no other task
+    scores, thresholds = refusal_scores(rows, added, ["old", "new", "new"])
+    assert thresholds.tolist() == [0.3, 0.9, 0.9]
+    assert scores[:2].tolist() == before[:2].tolist()  # the second is nearer to an old exemplar
+    # The third is its exemplar: similarity 1, and to the strangers what it was.
+    strange = nearest(normalise(rows[2:], base.centre_D), base.strangers_XD)
+    assert scores[2] == strange[0] - 1.0
+    assert [v.tolist() for v in refusal_scores(rows, base)] == [before.tolist(), [0.3] * 3]

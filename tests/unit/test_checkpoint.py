@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from moe.abstain import Reference, fit_reference, stranger_scores
 from moe.calibration import Calibration
-from moe.checkpoint import Bundle, identity, load_bundle, save_bundle
+from moe.checkpoint import Bundle, identity, load_bundle, save_bundle, save_checkpoint
 from moe.collect import embed
 from moe.data.collate import collate_requests
 from moe.data.windows import make_windows
@@ -197,3 +197,44 @@ def test_the_fitted_threshold_is_used_unless_the_config_has_one(
     assert loaded.calibration.second_task == found
     # The config stays as it was, so that a model saved again is loaded alike.
     assert loaded.config.model.gate.multi_task_threshold == configured
+
+
+# --- older and changed checkpoints ------------------------------------------------------------
+
+
+@BOTH
+def test_format_2_is_read_and_others_are_not(bundle: Bundle, tmp_path: Path, save: Save) -> None:
+    path = save(bundle, tmp_path)
+    for version in (2, 1):
+        if path.is_dir():
+            content = json.loads((path / "config.json").read_text())
+            content["format_version"] = version
+            content["tasks"] = [{k: v for k, v in task.items() if k not in (
+                "experts", "trunk", "trunk_width")} for task in content["tasks"]]
+            (path / "config.json").write_text(json.dumps(content))
+        else:
+            saved = torch.load(path, weights_only=True)
+            saved["mixture"]["format_version"] = version
+            torch.save(saved, path)
+        if version == 2:
+            assert load_bundle(path).model.tasks == bundle.model.tasks
+    with pytest.raises(InputError, match="format version 1, this program reads 2 and 3"):
+        load_bundle(path)
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(bundle, tmp_path / "new" / "m.ckpt")
+    assert load_bundle(tmp_path / "new" / "m.ckpt").calibration.second_task == 0.3
+    before = (tmp_path / "new" / "m.ckpt").read_bytes()
+
+    def torn(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(InputError, match=r"m\.ckpt: cannot be written \(No space left"):
+        save_checkpoint(bundle, tmp_path / "new" / "m.ckpt")
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["m.ckpt"]
+    assert (tmp_path / "new" / "m.ckpt").read_bytes() == before

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe"
 
 LAYERS = {
-    0: {"types", "config", "model_config"},
+    0: {"types", "config", "model_config", "gate_brick"},
     1: {"encoder", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span",
         "experts.tagger", "experts.trunk", "data.__init__", "data.augment", "data.cleaning",
@@ -31,7 +31,8 @@ REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing be
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
                   "batch_prediction"},
-    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "extract"},
+    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline",
+                     "bricks.extract"},
     "fastapi": {"server.app"},
     "starlette": {"server.app", "server.page", "server.service"},
     "uvicorn": {"server.run"},

@@ -229,6 +229,18 @@ def test_validation_fits_on_routing_rows(tables, monkeypatch: pytest.MonkeyPatch
     for name, rows in expected.exemplars.items():  # batches come longest first
         got = reference.exemplars[name]
         np.testing.assert_allclose(sorted(got[:, 0]), sorted(rows[:, 0]), atol=1e-3)
+    # Remembered for gate bricks: the same embeddings and the middle layer's behind them.
+    assert {k: v.shape for k, v in lit.memory.items()} == {
+        "sentiment": (2, 3 * 32), "qa": (3, 3 * 32), "intent": (4, 3 * 32)}
+    read = np.sort(lit.memory["qa"][:, : 2 * 32], axis=0)
+    np.testing.assert_allclose(read, np.sort(embedded["qa"], axis=0), atol=1e-2, rtol=1e-3)
+    saved: dict = {}
+    lit.on_save_checkpoint(saved)
+    kept = saved["mixture"]["memory"]
+    assert {k: v.dtype for k, v in kept.items()} == dict.fromkeys(lit.memory, torch.float16)
+    lit.memory = {}
+    lit.on_load_checkpoint(saved)
+    assert np.array_equal(lit.memory["qa"], kept["qa"].float().numpy())
     assert lit.calibration.second_task is not None
     assert 0 < lit.calibration.second_task < 1
     for task in TASKS:

@@ -110,7 +110,7 @@ def test_a_passage_counts_too(
     rows = [Example(text="who", context="very " * 8 + "good") for _ in range(8)]
     table = build_table(rows, spec, 0, word_tokenizer, tmp_path / "cache")
     # 1 + 9 tokens a row: 30 are below 35, 40 are not.
-    assert len(prepare._some_rows(table, seed=0)) == 3
+    assert len(prepare.some_rows(table, seed=0)) == 3
 
 
 @pytest.mark.parametrize(("limits", "low", "high"), [

@@ -1,0 +1,131 @@
+"""A gate brick parts rows by the direction of their class, and old tasks come first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moe.bricks.scorer import LOWEST, MEDIAN, BrickData, _border, fit_brick
+from moe.gate import Gate
+from moe.gate_brick import GateBrick
+from moe.types import BrickSpec, ExpertSpec
+
+
+def cloud(centre: list[float], count: int, seed: int, spread: float = 0.2) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(centre, spread, (count, len(centre)))
+    return rows.astype(np.float32)
+
+
+OLD = {"mood": cloud([1, 0, 0, 0], 200, 1), "qa": cloud([0, 1, 0, 0], 200, 2)}
+NEW = np.concatenate([cloud([0, 0, 1, 0], 100, 3), cloud([0, 0, 0, 1], 100, 4)])
+CLASSES = np.repeat([0, 1], 100)
+
+
+def fitted(own: np.ndarray, classes: np.ndarray, limited: list[str]) -> tuple:
+    data = BrickData(own_XP=own, classes_X=classes, others=OLD, limited=limited)
+    brick = GateBrick(dim=4, pieces=1, own=data.num_own(), others=2)
+    return brick, fit_brick(brick, data)
+
+
+def test_two_classes_have_a_prototype_each() -> None:
+    brick, fit = fitted(NEW, CLASSES, ["mood", "qa"])
+    assert brick.own.out_features == 2
+    assert fit.kept == 1.0 and fit.moved == {"mood": 0.0, "qa": 0.0}
+    new = [cloud([0, 0, 1, 0], 50, 8), cloud([0, 0, 0, 1], 50, 9)]
+    fresh = torch.from_numpy(np.concatenate(new))
+    assert (brick(fresh) > 0).all()
+    assert (brick(torch.from_numpy(cloud([1, 0, 0, 0], 50, 10))) < 0).all()
+
+
+def test_a_typical_own_row_has_the_same_odds_whatever_the_data() -> None:
+    brick, _ = fitted(NEW, CLASSES, ["mood", "qa"])
+    assert torch.median(brick(torch.from_numpy(NEW))).item() == pytest.approx(MEDIAN, rel=0.2)
+
+
+def test_classes_with_few_rows_have_no_prototype_of_their_own() -> None:
+    classes = np.array([0] * 195 + [1] * 5)
+    assert BrickData(own_XP=NEW, classes_X=classes, others=OLD).num_own() == 1
+    assert BrickData(own_XP=NEW, classes_X=np.arange(200), others=OLD).num_own() == 1  # all few
+
+
+def test_every_class_with_rows_enough_has_its_prototype() -> None:
+    rows = np.concatenate([cloud([0, 0, 1, 0], 20, seed) for seed in range(6)])
+    classes = np.repeat(np.arange(12), 10)  # exactly as many as are needed, before the split
+    brick, fit = fitted(rows, classes, ["mood", "qa"])
+    assert brick.own.out_features == 12 and fit.kept == 1.0
+    assert all(torch.isfinite(p).all() for p in brick.parameters())
+
+
+def test_the_border_lies_between_the_nearest_old_row_and_equal_odds() -> None:
+    odds = np.linspace(-16, -6, 1001)  # of which 99.9 % lie at most at -6.01
+    assert _border([odds - 50, odds]) == pytest.approx(-6.01 / 2)
+    assert _border([odds - 50]) == LOWEST
+    assert _border([odds + 8]) == pytest.approx(1.99)  # one in a thousand may be beyond it
+    assert _border([]) == 0.0
+
+
+def test_rows_like_an_old_task_stay_there_unless_the_task_is_the_own_one() -> None:
+    like_mood = cloud([1, 0, 0, 0], 200, 5)
+    _, strict = fitted(like_mood, np.zeros(200, dtype=int), ["mood", "qa"])
+    assert strict.moved["mood"] <= 0.025  # of 40 held-out rows the quantile lies at the highest
+    assert strict.kept < 0.2
+    _, free = fitted(like_mood, np.zeros(200, dtype=int), ["qa"])
+    assert free.kept > 0.3 and free.moved["qa"] == 0.0
+
+
+def test_length_of_a_piece_says_nothing() -> None:
+    brick, _ = fitted(NEW, CLASSES, ["mood"])
+    row = torch.from_numpy(NEW[:1])
+    longer = brick.centre + 3 * (row - brick.centre)
+    assert brick(longer).item() == pytest.approx(brick(row).item(), abs=1e-4)
+
+
+def gate(experts: list[ExpertSpec] | None) -> Gate:
+    torch.manual_seed(0)
+    made = Gate(dim=4, num_experts=3, kind="linear", experts=experts)
+    with torch.no_grad():
+        for brick in made.bricks.values():
+            brick.offset.fill_(0.7)  # type: ignore[operator]
+    return made
+
+
+def spec(name: str, order: int) -> BrickSpec:
+    return BrickSpec(name=name, order=order, own=1, others=1)
+
+
+def test_an_added_expert_takes_its_share_from_all_alike() -> None:
+    pooled, deep, ids = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6)
+    old = gate(None)(pooled, ids)
+    trained = [ExpertSpec(name=str(row), rows=(row,)) for row in range(3)]
+    grown = gate([*trained, ExpertSpec(name="new", bricks=(spec("new", 0),))])
+    grown.scores.load_state_dict(gate(None).scores.state_dict())
+    logits = grown(pooled, ids, deep)
+    assert torch.equal(logits[:, :3], old)
+    s = grown.bricks["new"](torch.cat([pooled, deep], -1))
+    torch.testing.assert_close(logits.softmax(-1)[:, 3], s.sigmoid())
+    share = logits.softmax(-1)[:, :3] / old.softmax(-1)
+    torch.testing.assert_close(share, (1 - s.sigmoid())[:, None].expand(-1, 3))
+
+
+def test_bricks_are_asked_in_the_order_of_their_growth_and_merged_rows_keep_their_mass() -> None:
+    pooled, deep, ids = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6)
+    both = ExpertSpec(name="both", rows=(0, 2))
+    experts = [ExpertSpec(name="b", bricks=(spec("b", 5),)), both,
+               ExpertSpec(name="a", bricks=(spec("a", 2),))]
+    made = gate(experts)
+    assert list(made.bricks) == ["a", "b"] and made.rows == [0, 2]  # row 1 is removed
+    b, _, a = made(pooled, ids, deep).softmax(-1).T
+    first = made.bricks["a"](torch.cat([pooled, deep], -1)).sigmoid()
+    last = made.bricks["b"](torch.cat([pooled, deep], -1)).sigmoid()
+    torch.testing.assert_close(b, last)
+    torch.testing.assert_close(a, first * (1 - last))
+    rows = made.scores(pooled) / made.temperature
+    torch.testing.assert_close(made(pooled, ids, deep)[:, 1], rows[:, [0, 2]].logsumexp(-1))
+
+
+def test_the_bias_inside_a_task_is_that_of_the_expert() -> None:
+    both, new = ExpertSpec(name="both", rows=(0, 2)), ExpertSpec(name="n", bricks=(spec("n", 0),))
+    made = gate([both, new])
+    made.selection_bias += torch.tensor([1.0, 5.0, 2.0])
+    assert made.expert_bias.tolist() == [2.0, 0.0]  # the largest of 1 and 2; none
