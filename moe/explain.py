@@ -45,7 +45,8 @@ def refusals(
 def similarities(pooled_ND: Vectors, reference: Reference) -> list[dict[str, float]]:
     """For each request the mean cosine to the nearest exemplars of each kind, and to strangers.
 
-    The score that decides on abstaining is that of the strangers minus the largest other.
+    The score that decides on abstaining is that of the strangers minus the largest other; a task
+    that was added later counts only for requests that the gate sends to it.
     """
     unit_ND = normalise(pooled_ND, reference.centre_D)
     kept = {**reference.exemplars, STRANGERS: reference.strangers_XD}

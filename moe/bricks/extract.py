@@ -20,6 +20,7 @@ from transformers import (
     DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from moe.bricks.tasks import find_task
 from moe.checkpoint import Bundle
@@ -89,6 +90,7 @@ def extract(bundle: Bundle, *, task: str, out: str | Path, expert: str | None = 
             f"extract {task!r}: logits differ by {largest:.2g} from the mixture's, more than "
             f"{LARGEST:g}: nothing was written"
         )
+    disable_progress_bar()  # of a file that is written in a second
     model.save_pretrained(folder)
     _tokenizer(bundle).save_pretrained(folder)
     layers: int = model.config.n_layers
