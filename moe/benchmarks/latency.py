@@ -102,8 +102,8 @@ def gpu(options: Options) -> Iterator[Case]:
             "input_ids": torch.from_numpy(rows.input_ids).cuda(),
             "attention_mask": torch.from_numpy(rows.attention_mask).long().cuda(),
         }
-        models = [plain_classifier(shape, classes).cuda() for classes in (2, 151)]
-        separate = [on_gpu(model, library) for model in models]
+        models: list[Any] = [plain_classifier(shape, classes) for classes in (2, 151)]
+        separate = [on_gpu(model.cuda(), library) for model in models]
         ours = built_model(shape, trunk="none").cuda()
         inputs = {"batch": batch_of(rows).to("cuda"), "tasks_BT": named(ours, BOTH, count).cuda()}
 

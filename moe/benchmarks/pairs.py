@@ -78,11 +78,11 @@ class Benchmark:
     side: Callable[..., float] | None = None
 
 
-def seconds_per_call(call: Callable[[], Any], seconds: float = SECONDS) -> float:
-    """Median time of a call, after one that is not counted."""
+def seconds_per_call(call: Callable[[], Any], seconds: float | None = None) -> float:
+    """Median time of the calls of so many seconds, or of `SECONDS`, after one that is not counted."""
     call()
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + (SECONDS if seconds is None else seconds)
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         call()

@@ -97,6 +97,7 @@ def take_out(part: ModelProto, peaks: Mapping[str, Floats32], smallest: int) -> 
         own = f"{outer.name}/few"
         first, bias, second = (matrices[n].copy() for n in (inner.weight, inner.bias, outer.weight))
         changed |= {f"{own}/in": first[:, few], f"{own}/bias": bias[few], f"{own}/out": second[few]}
+        # Equal constants are one tensor in an export; a bias that layers share is 0 everywhere.
         first[:, few], bias[few], second[few] = 0, 0, 0
         changed |= {inner.weight: first, inner.bias: bias, outer.weight: second}
         beside[outer.output] = _few(own, inner.input, outer.output)

@@ -5,6 +5,7 @@ Dimensions: K inputs of a matrix, N its outputs.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def products(part: ModelProto, smallest: int) -> list[Product]:
             assert bias.input[1] in sizes, bias.input
             found.append(
                 Product(
-                    name=bias.input[1].removesuffix(".bias"),
+                    name=_layer(node) or bias.input[1],
                     input=node.input[0],
                     maker=makers.get(node.input[0], ""),
                     weight=node.input[1],
@@ -66,6 +67,14 @@ def products(part: ModelProto, smallest: int) -> list[Product]:
                 )
             )
     return found
+
+
+def _layer(node: NodeProto) -> str:
+    """The module that a node was exported from; names of constants are shared by equal ones."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            return str(ast.literal_eval(entry.value)[-2])
+    return ""
 
 
 def weights(part: ModelProto) -> dict[str, NDArray[Any]]:
