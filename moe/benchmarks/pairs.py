@@ -79,7 +79,7 @@ class Benchmark:
 
 
 def seconds_per_call(call: Callable[[], Any], seconds: float | None = None) -> float:
-    """Median time of the calls of so many seconds, or of `SECONDS`, after one that is not counted."""
+    """Median time of the calls of so many seconds, by default `SECONDS`, after a first one."""
     call()
     times: list[float] = []
     end = time.perf_counter() + (SECONDS if seconds is None else seconds)

@@ -1,9 +1,10 @@
 """Which matrices stand to be rounded to 8 bits: measured on texts, decided by one rule.
 
-Outliers are moved out of the way first (`moe.onnx.outliers`). Then each product is rounded alone,
-and what that does to the logits of gate and experts is measured. Such errors add up like lengths at
-right angles, so what to keep in 32 bits is found without trying: from the worst on, until the root
-of the sum of the squares of the others is within `LIMITS`.
+Outliers are moved out of the way first (`moe.onnx.outliers`). If all products rounded together
+then move the logits of gate and experts by no more than `LIMITS`, all of them are. Else each is
+rounded alone and measured. Such errors add up about like lengths at right angles, so what to keep in
+32 bits is found without trying: from the worst on, until the root of the sum of the squares of
+the others is within the limits.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from moe.onnx.int8 import round_products, round_words
 from moe.onnx.outliers import level, take_out
 from moe.onnx.products import Feeds, Floats32, peaks, products, session
 
-# Root mean square error of logits, in standard deviations of the logits.
-LIMITS = {"gate": 0.015, "expert": 0.04}
+# Root mean square error of logits, in standard deviations of the logits: of `configs/local.yaml`
+# 0.020 of the gate sent 0.4 % of the texts elsewhere, and 0.042 sent 2 %.
+LIMITS = {"gate": 0.025, "expert": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,14 @@ def quantise(parts: Parts, samples: Sequence[PaddedWindows], threads: int = 1) -
     smallest = parts.dim**2
     ruler = Ruler(parts, samples, threads)
     parts, beside = _without_outliers(parts, ruler, smallest)
-    kept = choose_kept(_errors_alone(parts, ruler, smallest))
+    kept: tuple[str, ...] = ()
     rounded = _round(parts, smallest, kept)
-    return Rounded(parts=rounded, kept=kept, beside=beside, error=ruler.error(rounded))
+    error = ruler.error(rounded)
+    if _share(error) > 1:
+        kept = choose_kept(_errors_alone(parts, ruler, smallest))
+        rounded = _round(parts, smallest, kept)
+        error = ruler.error(rounded)
+    return Rounded(parts=rounded, kept=kept, beside=beside, error=error)
 
 
 @dataclass(frozen=True, kw_only=True)
