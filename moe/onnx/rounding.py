@@ -2,8 +2,8 @@
 
 Outliers are moved out of the way first (`moe.onnx.outliers`). If all products rounded together
 then move the logits of gate and experts by no more than `LIMITS`, all of them are. Else each is
-rounded alone and measured. Such errors add up about like lengths at right angles, so what to keep in
-32 bits is found without trying: from the worst on, until the root of the sum of the squares of
+rounded alone and measured. Such errors add up about like lengths at right angles, so what to keep
+in 32 bits is found without trying: from the worst on, until the root of the sum of the squares of
 the others is within the limits.
 """
 
