@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import lightning as L
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
 from moe.config import ExperimentConfig
 from moe.types import InputError, NonFiniteError
+
+if TYPE_CHECKING:  # `run` is for programs, too, that answer without torch
+    from jsonargparse import ArgumentParser, Namespace
 
 # What the program sets itself: its own logger, callbacks and sampler.
 _OWN = {"logger", "callbacks", "plugins", "use_distributed_sampler", "model_registry", "profiler"}
@@ -20,6 +20,9 @@ _OWN = {"logger", "callbacks", "plugins", "use_distributed_sampler", "model_regi
 
 def training_parser() -> ArgumentParser:
     """The command line of `train.py`: the config's fields, `--trainer.*`, `--resume`."""
+    import lightning as L
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(
         prog="train.py",
         description="Trains one model for all tasks of the config. Later arguments win.",
@@ -48,6 +51,8 @@ def parse_training(arguments: list[str]) -> tuple[ExperimentConfig, Namespace]:
     Raises:
         InputError: An unknown key, a value of the wrong type or outside its range.
     """
+    from jsonargparse import ArgumentError
+
     parser = training_parser()
     try:
         values = parser.parse_args(arguments)

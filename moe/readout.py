@@ -20,22 +20,23 @@ def read_task(
         requests: The micro-batch.
         columns: The task's experts in the gate.
     """
+    ran = [answer for answer in output.experts if answer.expert in columns]
+    if not ran:
+        return {}
+    answers: dict[int, dict[int, Floats]] = {}
+    for answer in ran:
+        logits = answer.logits.double().cpu().numpy()
+        for window, own in zip(answer.rows_N.tolist(), logits, strict=True):
+            answers.setdefault(window, {})[answer.expert] = own
     weights_BE = output.routing.log_weights_BE.double().exp().cpu().numpy()
-    answers: dict[int, list[tuple[int, Floats]]] = {}
-    for answer in output.experts:
-        if answer.expert in columns:
-            logits = answer.logits.double().cpu().numpy()
-            for window, own in zip(answer.rows_N.tolist(), logits, strict=True):
-                answers.setdefault(window, []).append((answer.expert, own))
     owners: list[int] = requests.batch.request_ids.tolist()
     said: dict[int, list[WindowSaid]] = {}
-    for window, own in sorted(answers.items()):
-        experts = [expert for expert, _ in own]
+    for window, by_expert in sorted(answers.items()):
         said.setdefault(owners[window], []).append(
             WindowSaid(
-                experts=experts,
-                weights=[float(weights_BE[window, expert]) for expert in experts],
-                logits=[logits for _, logits in own],
+                experts=list(by_expert),
+                weights=[float(weights_BE[window, expert]) for expert in by_expert],
+                logits=list(by_expert.values()),
                 offset=requests.offsets[window],
             )
         )

@@ -23,11 +23,11 @@ def main() -> None:
     from moe.onnx.parity import ParityError, parity_text
 
     try:
-        parity = export(arguments.ckpt, arguments.out, int8=arguments.int8)
+        exported = export(arguments.ckpt, arguments.out, int8=arguments.int8)
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    print(parity_text(parity, arguments.out))
+    print(parity_text(exported, arguments.out))
 
 
 if __name__ == "__main__":

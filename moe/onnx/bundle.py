@@ -21,6 +21,9 @@ from moe.types import InputError, TaskSpec
 FORMAT, FORMAT_VERSION = "onnx", 1
 CONFIG, TOKENIZER, REFERENCE = "config.json", "tokenizer.json", "reference.npz"
 Precision = Literal["fp32", "int8"]
+# The runtime's one operator for a sum and its layer norm takes five times as long as the two
+# (onnxruntime 1.31, `docs/performance.md`).
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 
 
@@ -60,7 +63,10 @@ class OnnxGraph:
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         try:
             self.session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
+                str(file),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=SLOW_FUSIONS,
             )
         except Exception as error:  # the runtime's own have no common ancestor
             raise InputError(

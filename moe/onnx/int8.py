@@ -2,35 +2,18 @@
 
 Gate, heads, norms and positions are small and decide: they stay in float32.
 
-Dimensions: V words, D encoder width.
+Dimensions: V words, D encoder width, K inputs of a matrix, N its outputs.
 """
 
 from __future__ import annotations
 
-import copy
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Collection
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from moe.onnx.graph import Parts
-
-
-def quantise(parts: Parts) -> Parts:
-    """The parts with 8-bit weights; inputs of a matrix are rounded as they come."""
-    parts, smallest = copy.deepcopy(parts), parts.dim**2
-    round_words(parts.encoder)
-    return replace(
-        parts,
-        encoder=round_matrices(parts.encoder, smallest),
-        experts=tuple(
-            replace(expert, model=round_matrices(expert.model, smallest))
-            for expert in parts.experts
-        ),
-    )
+from moe.onnx.products import RUNTIME, Floats32, node, products, set_nodes, set_weights, weights
 
 
 def round_words(encoder: ModelProto) -> None:
@@ -63,40 +46,38 @@ def round_words(encoder: ModelProto) -> None:
     graph.node.extend(nodes)
 
 
-def round_matrices(model: ModelProto, smallest: int) -> ModelProto:
-    """The part with its large matrices in 8 bits, one scale per column.
+def round_columns(matrix_KN: Floats32) -> tuple[NDArray[np.int8], Floats32]:
+    """The matrix in 8 bits, and the scale (N,) of its columns: `matrix = rounded * scale`."""
+    scale_N = np.maximum(np.abs(matrix_KN).max(0) / 127, 1e-12).astype(np.float32)
+    return np.rint(matrix_KN / scale_N).astype(np.int8), scale_N
+
+
+def round_products(part: ModelProto, smallest: int, kept: Collection[str] = ()) -> None:
+    """Multiplies by large matrices in 8 bits; what goes into them is rounded as it comes.
 
     Args:
-        model: An exported part, which is changed.
+        part: Is changed.
         smallest: Numbers of the smallest matrix to change.
+        kept: Names of products that stay in 32 bits.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    names = large_matrices(model, smallest)
-    if not names:
-        return model
-    del model.graph.value_info[:]  # the old types would contradict the new ones
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, before)
-        quantize_dynamic(
-            before,
-            after,
-            op_types_to_quantize=["Attention", "MatMul"],
-            nodes_to_quantize=names,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            # Shape inference does not know the runtime's own operators.
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},
-        )
-        return onnx.load(after)
-
-
-def large_matrices(model: ModelProto, smallest: int) -> list[str]:
-    """Names of the nodes that multiply by a weight of at least `smallest` numbers."""
-    sizes = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in ("Attention", "MatMul") and sizes.get(node.input[1], 0) >= smallest
-    ]
+    chosen = {p.product: p for p in products(part, smallest) if p.name not in kept}
+    sums = {product.output for product in chosen.values()}
+    matrices = weights(part)
+    changed: dict[str, NDArray[np.generic]] = {}
+    rounded: set[str] = set()
+    nodes: list[NodeProto] = []
+    for old in part.graph.node:
+        product = chosen.get(old.output[0])
+        if product is None:
+            if old.output[0] not in sums:
+                nodes.append(old)
+            continue
+        x, w = product.input, product.weight
+        if x not in rounded:
+            rounded.add(x)
+            nodes.append(node("DynamicQuantizeLinear", [x], [f"{x}/8", f"{x}/scale", f"{x}/zero"]))
+        changed[w], changed[f"{w}/scale"] = round_columns(matrices[w])
+        inputs = [f"{x}/8", w, f"{x}/scale", f"{w}/scale", f"{x}/zero", "", product.bias]
+        nodes.append(node("MatMulIntegerToFloat", inputs, [product.output], domain=RUNTIME))
+    set_weights(part, changed)
+    set_nodes(part, nodes)

@@ -10,29 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moe.checkpoint import Bundle
-from moe.data.sources import Example, read_source
-from moe.data.windows import PaddedWindows, Window, make_windows, pad_windows
+from moe.data.windows import PaddedWindows, pad_windows
 from moe.forms import FORMS
 from moe.model import Mixture
 from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.routing import decide
-from moe.types import Batch, ExpertType
+from moe.onnx.samples import TEXTS, text_windows
+from moe.types import Batch
 
-TEXTS = 512
 ROWS = (1, 2, 3, 8, 16, 32, 64)  # of the micro-batches of texts, one after another
 SIZES = ((1, 1), (64, 1), (1, 2), (5, 7), (3, 33), (1, 512), (64, 512))  # rows x tokens, no texts
-SAMPLES: dict[str, ExpertType] = {
-    "sample:sentiment": "classifier",
-    "sample:qa": "span",
-    "sample:intent": "classifier",
-}
-TAGGED: dict[str, ExpertType] = {"sample:slots": "tagger"}  # where a model has taggers
 Floats32 = NDArray[np.float32]
 Outputs = dict[str, Floats32]
 
@@ -86,6 +80,19 @@ class Parity:
     answer: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What is known of the graphs that were written.
+
+    Attributes:
+        parity: By precision how far its answers are from torch's.
+        rounding: What was done for 8 bits: see `moe.onnx.rounding.Rounded`; empty without.
+    """
+
+    parity: dict[str, Parity]
+    rounding: dict[str, Any]
+
+
 def check_parity(
     bundle: Bundle, file: Path, precision: str, tolerances: dict[str, Tolerance] = TOLERANCES
 ) -> Parity:
@@ -136,10 +143,10 @@ def check_parity(
     return parity
 
 
-def parity_text(parity: dict[str, Parity], out: str | Path) -> str:
-    """What the export prints: one line per precision and output."""
+def parity_text(exported: Exported, out: str | Path) -> str:
+    """What the export prints: one line per precision and output, and what stayed in 32 bits."""
     lines = [f"{'graph':6} {'':14} {'largest difference':>20} {'same answer':>12}"]
-    for precision, measured in parity.items():
+    for precision, measured in exported.parity.items():
         shares = {"gate": measured.routing, **measured.answer}
         for name, difference in measured.difference.items():
             shown = f"{shares[name]:.2%}" if name in shares else ""
@@ -147,6 +154,12 @@ def parity_text(parity: dict[str, Parity], out: str | Path) -> str:
         sizes = " to ".join(measured.sizes)
         megabytes = (Path(out) / FILES[precision]).stat().st_size / 1e6
         lines.append(f"{precision}: {measured.texts} texts, {sizes} tokens, {megabytes:.1f} MB")
+    if exported.rounding:
+        kept = ", ".join(exported.rounding["kept"]) or "no large matrix"
+        lines += [
+            f"int8: in 32 bits: {kept}",
+            *(f"int8: {at}" for at in exported.rounding["beside"]),
+        ]
     return "\n".join([*lines, f"written: {out}"])
 
 
@@ -176,44 +189,26 @@ def micro_batches(bundle: Bundle) -> Iterator[tuple[PaddedWindows, bool]]:
     Whether they are texts comes with each: only there a decision means something.
     """
     longest = bundle.model.encoder.config.max_position_embeddings
-    windows = _text_windows(bundle)
+    windows = text_windows(bundle, 0, TEXTS)
     source, rows = iter(windows), cycle(ROWS)
     while group := list(islice(source, next(rows))):
         yield pad_windows(group, bundle.tokenizer), True
     ids = np.concatenate([window.text_ids for window in windows])
-    for count, length in SIZES:
-        yield token_rows(ids, count, min(length, longest)), False
+    for num_rows, length in SIZES:
+        yield token_rows(ids, num_rows, min(length, longest)), False
 
 
-def _text_windows(bundle: Bundle) -> list[Window]:
-    """First windows of `TEXTS` rows of the samples, one of which has passages."""
-    tagged = any(task.type == "tagger" for task in bundle.model.tasks)
-    samples = {**SAMPLES, **(TAGGED if tagged else {})}
-    size = {"max_length": bundle.config.data.max_length, "stride": bundle.config.data.stride}
-    columns: list[list[Example]] = [
-        read_source(name, root=Path(), split="train", type=kind) for name, kind in samples.items()
-    ]
-    mixed = (column[number % len(column)] for number in range(TEXTS) for column in columns)
-    examples = list(islice(mixed, TEXTS))
-    texts = bundle.tokenizer.encode([example.text for example in examples])
-    contexts = bundle.tokenizer.encode([example.context or "" for example in examples])
-    return [
-        make_windows(text, context, **size)[0]
-        for (text, _), (context, _) in zip(texts, contexts, strict=True)
-    ]
-
-
-def token_rows(ids: NDArray[np.int32], count: int, length: int) -> PaddedWindows:
+def token_rows(ids: NDArray[np.int32], rows: int, length: int) -> PaddedWindows:
     """Running text in rows of one length; the second half of the last row is padding.
 
     In every other row a passage follows the first quarter.
     """
-    position_L, row_B = np.arange(length), np.arange(count)
-    attention_mask = np.ones((count, length), dtype=bool)
+    position_L, row_B = np.arange(length), np.arange(rows)
+    attention_mask = np.ones((rows, length), dtype=bool)
     attention_mask[-1, (length + 1) // 2 :] = False
     passage_BL = (row_B[:, None] % 2 == 0) & (position_L >= max(length // 4, 1))
     return PaddedWindows(
-        input_ids=np.resize(ids, (count, length)).astype(np.int64),
+        input_ids=np.resize(ids, (rows, length)).astype(np.int64),
         attention_mask=attention_mask,
         context_mask=attention_mask & passage_BL,
     )

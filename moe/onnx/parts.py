@@ -1,6 +1,6 @@
 """Encoder, gate and every expert in ONNX, each by itself, exported from the model's own modules.
 
-Only attention is replaced: by one operator of ONNX Runtime.
+Only attention is replaced: by ONNX's own operator for it.
 
 Dimensions: N rows, L tokens, D encoder width, E experts, C classes.
 """
@@ -24,15 +24,16 @@ from moe.onnx.graph import ExpertPart, Parts
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 20  # the first with GELU
+OPSET = 23  # the first with Attention
 OUTSIDE = -1e9  # for -inf: its softmax is 0 too, and sums and differences of it are numbers
 
 
-class FusedAttention(nn.Module):
-    """Projections and attention of all heads as one operator of ONNX Runtime.
+class Attend(nn.Module):
+    """Projections and attention of all heads, with one operator for what follows the projections.
 
-    Exported step by step it is some twenty operators, whose overhead is most of a short request.
-    Outside an export it returns zeros.
+    Exported step by step that is some fifteen operators and copies, whose cost is most of a short
+    request. ONNX Runtime's `com.microsoft::Attention`, which has the projections inside, multiplies
+    by them head by head: 1.4 times as slow for 32 rows of 32 tokens (`docs/performance.md`).
 
     Args:
         query, key, value: The three projections.
@@ -41,21 +42,23 @@ class FusedAttention(nn.Module):
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, num_heads: int) -> None:
         super().__init__()
-        parts = (query, key, value)
-        self.num_heads = num_heads
-        self.weight = nn.Parameter(torch.cat([part.weight for part in parts]).T.contiguous())
-        self.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+        self.query, self.key, self.value, self.num_heads = query, key, value, num_heads
 
-    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, L, D) of the same; `attention_mask` (N, L) bool hides padding."""
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::Attention",
-            (hidden_NLD, self.weight, self.bias, attention_mask.to(torch.int32)),
-            {"num_heads": self.num_heads},
-            dtype=hidden_NLD.dtype,
-            shape=hidden_NLD.shape,
-            version=1,
-        )
+    def forward(self, hidden_NLD: Tensor, mask_N1LL: Tensor) -> Tensor:
+        """(N, L, D) of the same; where `mask_N1LL` is False a token is not attended to."""
+        return torch.onnx.ops.attention(
+            self.query(hidden_NLD),
+            self.key(hidden_NLD),
+            self.value(hidden_NLD),
+            mask_N1LL,
+            q_num_heads=self.num_heads,
+            kv_num_heads=self.num_heads,
+        )[0]
+
+
+def token_pairs(attention: Tensor) -> Tensor:
+    """(N, 1, L, L) of `attention` (N, L) bool: the runtime wants a row for every token."""
+    return attention[:, None, None, :].expand(-1, 1, attention.shape[1], -1)
 
 
 class _EncoderAttention(nn.Module):
@@ -63,7 +66,7 @@ class _EncoderAttention(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.attend = FusedAttention(block.q_lin, block.k_lin, block.v_lin, block.n_heads)
+        self.attend = Attend(block.q_lin, block.k_lin, block.v_lin, block.n_heads)
         self.output = block.out_lin
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
@@ -75,11 +78,11 @@ class _TrunkAttention(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.attend = FusedAttention(block.query, block.key, block.value, block.num_heads)
+        self.attend = Attend(block.query, block.key, block.value, block.num_heads)
         self.output, self.norm = block.output, block.norm
 
     def forward(self, hidden_NLD: Tensor, attention_mask: Tensor) -> Tensor:
-        attended_NLD: Tensor = self.output(self.attend(hidden_NLD, attention_mask))
+        attended_NLD: Tensor = self.output(self.attend(hidden_NLD, token_pairs(attention_mask)))
         normed_NLD: Tensor = self.norm(attended_NLD + hidden_NLD)
         return normed_NLD
 
@@ -101,10 +104,11 @@ class ExportedEncoder(nn.Module):
             layer.attention = _EncoderAttention(layer.attention)
 
     def forward(self, input_ids: Tensor, attention: Tensor) -> Tensor:
-        # Without DistilBertModel.forward, which would make the mask one of pairs of tokens.
+        # Without DistilBertModel.forward, which makes its mask in more operators.
         hidden_NLD: Tensor = self.embeddings(input_ids)
+        pairs_N1LL = token_pairs(attention)
         for number, layer in enumerate(self.transformer.layer, start=1):
-            hidden_NLD = layer(hidden_NLD, attention)
+            hidden_NLD = layer(hidden_NLD, pairs_N1LL)
             if number == self.middle:
                 middle_NLD = hidden_NLD
         return torch.cat([hidden_NLD, middle_NLD], -1) if self.middle else hidden_NLD

@@ -17,7 +17,8 @@ from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.onnx import export as onnx_export
 from moe.onnx.bundle import load_onnx
 from moe.onnx.export import export
-from moe.onnx.parity import TEXTS, TOLERANCES, Parity, Tolerance
+from moe.onnx.parity import TOLERANCES, Parity, Tolerance
+from moe.onnx.samples import TEXTS
 from moe.types import InputError
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "export.py"

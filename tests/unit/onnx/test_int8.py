@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moe.onnx.bundle import FILES
 from moe.onnx.graph import Parts
-from moe.onnx.int8 import large_matrices, quantise, round_words
+from moe.onnx.int8 import round_columns, round_products, round_words
+from moe.onnx.products import products, weights
 
 
 def test_answers_are_near_and_the_file_is_small(
@@ -29,24 +30,58 @@ def test_answers_are_near_and_the_file_is_small(
 
 
 def test_matrices_of_encoder_and_trunks_are_rounded_and_nothing_else(parts: Parts) -> None:
-    before = [weight.data_type for weight in parts.encoder.graph.initializer]
-    rounded = quantise(parts)
-    assert [w.data_type for w in parts.encoder.graph.initializer] == before  # not in place
-    assert rounded.gate == parts.gate
-    # Two layers, each with its projections, their output, and two of the feed-forward block; a
-    # trunk has the same.
-    assert len(kernels(rounded.encoder)) == 2 * 4
-    for expert in rounded.experts:
-        assert len(kernels(expert.model)) == 4, expert.name
-        # The head decides.
-        assert {"Gemm", "MatMul"} & {node.op_type for node in expert.model.graph.node}
+    # Two layers, each with its three projections, their output, and two of the feed-forward
+    # block; a trunk has the same.
+    for part, layers in [(parts.encoder, 2), *((e.model, 1) for e in parts.experts)]:
+        own = copy.deepcopy(part)
+        round_products(own, parts.dim**2)
+        assert len(kernels(own)) == 6 * layers
+        # q, k and v read the same tensor, which is rounded once.
+        assert [n.op_type for n in own.graph.node].count("DynamicQuantizeLinear") == 4 * layers
+        # A head decides.
+        assert part is parts.encoder or {"Gemm", "MatMul"} & {n.op_type for n in own.graph.node}
+
+
+def test_what_is_kept_stays_as_it_was(parts: Parts) -> None:
+    kept = "transformer.layer.1.ffn.lin2"
+    own = copy.deepcopy(parts.encoder)
+    round_products(own, parts.dim**2, {kept})
+    assert len(kernels(own)) == 6 * 2 - 1
+    (left,) = products(own, parts.dim**2)
+    assert left.name == kept
+    np.testing.assert_array_equal(weights(own)[left.weight], weights(parts.encoder)[left.weight])
 
 
 def kernels(model: Any) -> list[str]:
     """Nodes that multiply by an 8-bit matrix."""
     names = {w.name for w in model.graph.initializer if w.data_type == TensorProto.INT8}
     return [node.name for node in model.graph.node
-            if node.op_type in ("MatMulInteger", "QAttention") and node.input[1] in names]
+            if node.op_type == "MatMulIntegerToFloat" and node.input[1] in names]
+
+
+def test_columns_by_hand() -> None:
+    # Largest numbers 2.54 and 0.127: scales 0.02 and 0.001; -1.2 / 0.02 = -60. A column of zeros
+    # has no scale to speak of.
+    matrix = np.array([[2.54, 0.127, 0], [-1.2, 0.0506, 0]], dtype=np.float32)
+    rounded, scale = round_columns(matrix)
+    np.testing.assert_array_equal(rounded, [[127, 127, 0], [-60, 51, 0]])
+    np.testing.assert_allclose(scale, [0.02, 0.001, 1e-12], rtol=1e-6)
+
+
+def test_a_product_in_8_bits_by_hand(open_part: Callable[..., Any]) -> None:
+    # x lies in [-1, 1.55]: one step is 2.55 / 255 = 0.01, so x is exact. W's columns have scales
+    # 0.01 and 0.02. y = (-1 * 1.27 + 1.55 * 0.5, -1 * 2.54 + 1.55 * 1) + b
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])],
+        [numpy_helper.from_array(np.array([[1.27, 2.54], [0.5, 1]], np.float32), "w"),
+         numpy_helper.from_array(np.array([0.1, 0.2], np.float32), "b")],
+    )
+    part = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    round_products(part, 4)
+    (y,) = open_part(part).run(None, {"x": np.array([[-1, 1.55]], np.float32)})
+    np.testing.assert_allclose(y, [[-0.395, -0.79]], atol=1e-6)
 
 
 def test_word_embeddings_by_hand(open_part: Callable[..., Any]) -> None:
@@ -65,18 +100,3 @@ def test_word_embeddings_by_hand(open_part: Callable[..., Any]) -> None:
     # -0.634 / 0.01 is -63.4, so -63; 1.5 / 2 is 0.75, so 1.
     expected = [[[1.27, -0.63], [254, 2]], [[0, 0], [254, 2]]]
     np.testing.assert_allclose(states, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("smallest", "expected"), [(6, ["a", "b"]), (7, ["b"]), (9, [])])
-def test_large_matrices(smallest: int, expected: list[str]) -> None:
-    sizes = {"small": (2, 3), "large": (4, 2)}
-    nodes = [
-        helper.make_node("MatMul", ["x", "small"], ["y"], name="a"),
-        helper.make_node("Attention", ["y", "large"], ["z"], name="b", domain="com.microsoft"),
-        helper.make_node("Gemm", ["z", "large"], ["w"], name="c"),  # a head
-        helper.make_node("MatMul", ["w", "x"], ["v"], name="d"),  # not by a weight
-    ]
-    weights = [numpy_helper.from_array(np.zeros(size, np.float32), name)
-               for name, size in sizes.items()]
-    model = helper.make_model(helper.make_graph(nodes, "g", [], [], weights))
-    assert large_matrices(model, smallest) == expected

@@ -15,8 +15,8 @@ from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.graph import Parts, join
 from moe.onnx.parity import (
     SIZES,
-    TEXTS,
     TOLERANCES,
+    Exported,
     Parity,
     ParityError,
     Tolerance,
@@ -29,6 +29,7 @@ from moe.onnx.parity import (
     token_rows,
     violations,
 )
+from moe.onnx.samples import TEXTS
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 1), (64, 1), (1, 512), (7, 129), (64, 512)])
@@ -115,10 +116,14 @@ def test_the_printed_table(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x" * 2_500_000)
     parity = Parity(texts=512, sizes=("1x1", "64x512"), difference={"gate": 2e-6, "qa-0": 3.5e-5},
                     routing=1.0, answer={"qa-0": 0.995})
-    assert parity_text({"fp32": parity}, tmp_path).splitlines()[1:] == [
+    rounding = {"kept": ["encoder/lin2"], "beside": ["encoder/lin2: 1 of 9 units"]}
+    exported = Exported(parity={"fp32": parity}, rounding=rounding)
+    assert parity_text(exported, tmp_path).splitlines()[1:] == [
         "fp32   gate                       2.00e-06      100.00%",
         "fp32   qa-0                       3.50e-05       99.50%",
         "fp32: 512 texts, 1x1 to 64x512 tokens, 2.5 MB",
+        "int8: in 32 bits: encoder/lin2",
+        "int8: encoder/lin2: 1 of 9 units",
         f"written: {tmp_path}",
     ]
 

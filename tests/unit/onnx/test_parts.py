@@ -34,11 +34,12 @@ def asked(session: Any, tensors: dict[str, torch.Tensor]) -> list[np.ndarray]:
 
 
 def readers(part: Any, name: str) -> set[str]:
-    """Kinds of the nodes that read a tensor, casts followed."""
+    """Kinds of the nodes that read the numbers of a tensor, in whatever type and shape."""
     found: set[str] = set()
     for node in part.graph.node:
-        if name in node.input:
-            found |= readers(part, node.output[0]) if node.op_type == "Cast" else {node.op_type}
+        if name in node.input and node.op_type != "Shape":
+            same = node.op_type in ("Cast", "Unsqueeze", "Expand")
+            found |= readers(part, node.output[0]) if same else {node.op_type}
     return found
 
 
