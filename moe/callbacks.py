@@ -8,24 +8,32 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from moe.evaluation import main_metric
+from moe.interrupt import StopSignals
 
 
-class LastCheckpoint(Callback):
-    """Writes everything needed to go on to one file, every few optimizer steps and at the end.
+class LastCheckpoint(Checkpoint):
+    """Writes everything needed to go on to one file, and stops when a signal has asked for it.
 
+    It writes every few optimizer steps, after each validation, at the end, and before a stop; never
+    between a step and the validation that follows it, because a resumed run would leave that out.
     Random states go with it: without them a resumed run would drop out other units.
 
     Args:
         path: The file, replaced by each write.
         every: Optimizer steps between two writes.
+        stop: Signals to heed; its handlers replace those of the Trainer, which would stop only
+            after a validation and would broadcast inside a handler.
     """
 
-    def __init__(self, path: Path, *, every: int) -> None:
+    # The base class makes Lightning run it after all others: what it saves holds their states.
+
+    def __init__(self, path: Path, *, every: int, stop: StopSignals) -> None:
         self.path = path
         self.every = every
+        self.stop = stop
         self._random: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -36,6 +44,12 @@ class LastCheckpoint(Callback):
         """Keeps the states until the first step, since building the loader draws numbers too."""
         self._random = state_dict
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal waits for the end of its step."""
+        self.stop.install()
+        self.stop.deferred = True
+        self.stop.check()
+
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Takes up the random states of the checkpoint, once."""
         if self._random:
@@ -44,13 +58,36 @@ class LastCheckpoint(Callback):
             self._random = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Writes when it is time."""
-        if trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path, weights_only=False)
+        """Writes when it is time or a signal came, unless a validation comes first."""
+        asked = trainer.global_step % self.every == 0 or self.stop.received is not None
+        if asked and not _validation_follows(trainer):
+            self._save(trainer)
+        self.stop.check()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stops inside a validation without writing: the last write is of a step before it."""
+        self.stop.check()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes what the validation found."""
+        if not trainer.sanity_checking:
+            self._save(trainer)
+        self.stop.check()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last state."""
+        self._save(trainer)
+        self.stop.deferred = False
+
+    def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates before the next step, as its loop decides a moment later."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 class PlainProgress(ProgressBar):

@@ -17,6 +17,7 @@ from moe.data.prepare import Tables
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable, training_items
 from moe.data.windows import TextTokenizer, Window, token_budget
+from moe.interrupt import ignore_in_worker
 from moe.types import Batch
 
 
@@ -199,6 +200,7 @@ class MixtureData(L.LightningDataModule):
             sampler=sampler,
             batch_size=None,
             num_workers=self.config.workers,
+            worker_init_fn=ignore_in_worker,
             pin_memory=torch.cuda.is_available(),
             # Each iteration draws a seed: from the global stream, dropout would depend on how
             # often a run was interrupted.
