@@ -35,7 +35,6 @@ class LastCheckpoint(Checkpoint):
         self.every = every
         self.stop = stop
         self._random: dict[str, Any] = {}
-        self._saved = -1  # optimizer step of the last write
 
     def state_dict(self) -> dict[str, Any]:
         """Random states of the CPU and of each GPU."""
@@ -47,6 +46,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a signal waits for the end of its step."""
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
+        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
+            # Written after the last step of an epoch: Lightning completes the epoch, but would not
+            # count the next one as begun.
+            loop.reset_restart_stage()
         self.stop.install()
         self.stop.deferred = True
         self.stop.check()
@@ -59,17 +63,9 @@ class LastCheckpoint(Checkpoint):
             self._random = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Writes when it is time, unless a validation or the end of an epoch comes next."""
-        validates = _validation_follows(trainer)
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not validates:
-            return  # Lightning counts its epochs right only from the hook of their end
-        if self._is_time(trainer) and not validates:
-            self._save(trainer)
-        self.stop.check()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As after any other step, if no validation has written already."""
-        if self._is_time(trainer) and self._saved != trainer.global_step:
+        """Writes when it is time or a signal came, unless a validation comes next."""
+        asked = trainer.global_step % self.every == 0 or self.stop.received is not None
+        if asked and not _validation_follows(trainer):
             self._save(trainer)
         self.stop.check()
 
@@ -87,13 +83,10 @@ class LastCheckpoint(Checkpoint):
         """Writes the last state."""
         self._save(trainer)
         self.stop.deferred = False
-
-    def _is_time(self, trainer: L.Trainer) -> bool:
-        return trainer.global_step % self.every == 0 or self.stop.received is not None
+        self.stop.check()
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved = trainer.global_step
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:

@@ -101,6 +101,8 @@ def _callbacks(
             mode="max",
             save_weights_only=True,
             enable_version_counter=False,
+            # Else at the end of an epoch, after `last.ckpt` was written without what it found.
+            save_on_train_epoch_end=False,
         )
         callbacks += [
             best,
@@ -108,7 +110,12 @@ def _callbacks(
         ]
     if config.patience is not None:
         callbacks.append(
-            EarlyStopping(monitor="val/joint_score", mode="max", patience=config.patience)
+            EarlyStopping(
+                monitor="val/joint_score",
+                mode="max",
+                patience=config.patience,
+                check_on_train_epoch_end=False,
+            )
         )
     return callbacks
 

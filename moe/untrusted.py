@@ -211,4 +211,5 @@ def check_pickle(data: bytes, path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    said = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return (said or [type(error).__name__])[0][:120]
