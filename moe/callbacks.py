@@ -1,17 +1,28 @@
-"""The checkpoint of a running training, and progress lines where no terminal shows a bar."""
+"""What accompanies a training: its checkpoints, and progress where no terminal shows a bar."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    TQDMProgressBar,
+)
 
+from moe.checkpoint_io import LAST
+from moe.config import ExperimentConfig
 from moe.evaluation import main_metric
 from moe.interrupt import StopSignals
+from moe.pictures import Pictures
 
 
 class LastCheckpoint(Checkpoint):
@@ -43,6 +54,15 @@ class LastCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the states until the first step, since building the loader draws numbers too."""
         self._random = state_dict
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes up the one number that Lightning saves of the best checkpoint and does not load."""
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint):
+            saved = checkpoint["callbacks"].get(best.state_key, {})
+            best.current_score = saved.get("current_score")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a signal waits for the end of its step."""
@@ -140,3 +160,45 @@ class PlainProgress(ProgressBar):
             f"routing {100 * routing:.2f}",
             flush=True,
         )
+
+
+def training_callbacks(
+    config: ExperimentConfig, folder: Path, trainer: dict[str, Any], stop: StopSignals
+) -> list[Callback]:
+    """What a run needs beside its model: pictures, progress, checkpoints, patience.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        trainer: Arguments of the Trainer.
+        stop: Signals that end the run after a step.
+    """
+    checkpoints = folder / "checkpoints"
+    callbacks: list[Callback] = [Pictures()]
+    if trainer.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar() if sys.stderr.isatty() else PlainProgress())
+    if trainer.get("enable_checkpointing") is not False:
+        best = ModelCheckpoint(
+            dirpath=checkpoints,
+            filename="best",
+            monitor="val/joint_score",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+            # Else at the end of an epoch, after `last.ckpt` was written without what it found.
+            save_on_train_epoch_end=False,
+        )
+        callbacks += [
+            best,
+            LastCheckpoint(checkpoints / LAST, every=config.checkpoint_every, stop=stop),
+        ]
+    if config.patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                monitor="val/joint_score",
+                mode="max",
+                patience=config.patience,
+                check_on_train_epoch_end=False,
+            )
+        )
+    return callbacks

@@ -292,7 +292,7 @@ class LitMixture(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
-        self.guard.load_state_dict(checkpoint["guard"])
+        self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
         saved = checkpoint["mixture"]
         kept = {name: tensor.float().numpy() for name, tensor in saved.get("reference", {}).items()}
         self.calibration = Calibration.from_saved(saved["calibration"], kept)

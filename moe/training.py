@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moe.allocator import keep_freed_memory
-from moe.callbacks import LastCheckpoint, PlainProgress
+from moe.callbacks import training_callbacks
 from moe.checkpoint import identity
-from moe.checkpoint_io import LAST, DurableIO
+from moe.checkpoint_io import DurableIO
 from moe.checkpoint_reading import read_lightning
 from moe.config import ExperimentConfig
 from moe.data.mixing import StepPlanner
@@ -32,7 +30,6 @@ from moe.evaluation import Evaluation, baseline, main_metric
 from moe.interrupt import StopSignals
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
-from moe.pictures import Pictures
 from moe.precision import pick_precision
 from moe.resume import last_state
 from moe.runs import RESULT, write_result
@@ -86,40 +83,6 @@ def steps_per_epoch(tables: Tables, batch_size: int) -> int:
     return math.ceil(sum(len(table) for table in tables.train) / batch_size)
 
 
-def _callbacks(
-    config: ExperimentConfig, folder: Path, trainer: dict[str, Any], stop: StopSignals
-) -> list[Callback]:
-    checkpoints = folder / "checkpoints"
-    callbacks: list[Callback] = [Pictures()]
-    if trainer.get("enable_progress_bar") is not False:
-        callbacks.append(TQDMProgressBar() if sys.stderr.isatty() else PlainProgress())
-    if trainer.get("enable_checkpointing") is not False:
-        best = ModelCheckpoint(
-            dirpath=checkpoints,
-            filename="best",
-            monitor="val/joint_score",
-            mode="max",
-            save_weights_only=True,
-            enable_version_counter=False,
-            # Else at the end of an epoch, after `last.ckpt` was written without what it found.
-            save_on_train_epoch_end=False,
-        )
-        callbacks += [
-            best,
-            LastCheckpoint(checkpoints / LAST, every=config.checkpoint_every, stop=stop),
-        ]
-    if config.patience is not None:
-        callbacks.append(
-            EarlyStopping(
-                monitor="val/joint_score",
-                mode="max",
-                patience=config.patience,
-                check_on_train_epoch_end=False,
-            )
-        )
-    return callbacks
-
-
 def _trainer(
     config: ExperimentConfig, folder: Path, arguments: dict[str, Any], stop: StopSignals
 ) -> L.Trainer:
@@ -130,7 +93,7 @@ def _trainer(
         engine = L.Trainer(
             **arguments,
             logger=logger,
-            callbacks=_callbacks(config, folder, arguments, stop),
+            callbacks=training_callbacks(config, folder, arguments, stop),
             plugins=[DurableIO()],
             use_distributed_sampler=False,
         )

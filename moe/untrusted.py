@@ -98,8 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file holds something else.
     """
+    text = read_text(path, MAX_JSON)
     try:
-        found = json.loads(read_text(path, MAX_JSON))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({_reason(error)})") from error
     if not isinstance(found, dict):
@@ -119,6 +120,8 @@ def check_archive(path: Path) -> list[zipfile.ZipInfo]:
             _check_directory(file, path)
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
+    except InputError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
         raise InputError(
             f"{path}: cannot be read as a checkpoint, it may be truncated ({_reason(error)})"

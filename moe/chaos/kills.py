@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -92,13 +93,14 @@ def random_stops(scratch: Path, stops: int = 20) -> Report:
     slowest = 0.0
     for number in range(stops):
         root = scratch / f"stop-{number}"
-        process = fork(train(*options, root), log := root.with_suffix(".log"))
+        log = root.with_suffix(".log")
+        process = fork(train(*options, root), log)
         last = run_folder(root) / "checkpoints" / "last.ckpt"
         while not last.exists():  # from the first write on
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 0.4) * seconds)
         kill_at = time.monotonic()
-        _send(process, signal.SIGTERM)
+        os.kill(process, signal.SIGTERM)
         code = wait(process, STOP_SECONDS)
         slowest = max(slowest, time.monotonic() - kill_at)
         problems = [] if code in (143, 0) else [f"exit code {code}, see {log}"]
@@ -111,9 +113,3 @@ def random_stops(scratch: Path, stops: int = 20) -> Report:
         shutil.rmtree(root, ignore_errors=True)
     report.numbers["slowest_seconds"] = round(slowest, 2)
     return report
-
-
-def _send(process: int, number: signal.Signals) -> None:
-    import os
-
-    os.kill(process, number)

@@ -16,6 +16,7 @@ class Report:
     Attributes:
         name: Of the check.
         cases: Cases tried.
+        failed: Cases with a problem.
         failures: What went wrong, one line each.
         numbers: What was measured beside that.
         seconds: How long it took, set by `finish`.
@@ -23,6 +24,7 @@ class Report:
 
     name: str
     cases: int = 0
+    failed: int = 0
     failures: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -32,12 +34,7 @@ class Report:
         """Counts a case; it passed if there is no problem."""
         self.cases += 1
         self.failures += [f"{name}: {problem}" for problem in problems]
-        self._failed = getattr(self, "_failed", 0) + bool(problems)
-
-    @property
-    def passed(self) -> int:
-        """Cases without a problem."""
-        return self.cases - getattr(self, "_failed", 0)
+        self.failed += bool(problems)
 
     def finish(self, out: Path | None = None) -> str:
         """The line to print; writes the JSON file too."""
@@ -45,6 +42,7 @@ class Report:
         values = {k: v for k, v in asdict(self).items() if not k.startswith("_")}
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({**values, "passed": self.passed}, indent=2) + "\n")
+            out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         numbers = "".join(f", {name} {value}" for name, value in self.numbers.items())
-        return f"{self.name}: {self.passed} of {self.cases} in {self.seconds:.0f} s{numbers}"
+        passed = self.cases - self.failed
+        return f"{self.name}: {passed} of {self.cases} passed in {self.seconds:.0f} s{numbers}"
