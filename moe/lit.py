@@ -128,7 +128,7 @@ class LitMixture(L.LightningModule):
         if bool(torch.isfinite(loss + norm)):
             return self.guard.passes(True, self.trainer.global_step, "")
         found = f"loss {loss:.6g}, gradient norm {norm:.6g}"
-        self.print(f"step {self.trainer.global_step}: {found}: skipped")
+        print(f"step {self.trainer.global_step}: {found}: skipped", flush=True)
         return self.guard.passes(False, self.trainer.global_step, found)
 
     def _micro_batch(
