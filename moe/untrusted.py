@@ -19,7 +19,7 @@ from moe.types import InputError
 MAX_FILE = 16 * 10**9  # bytes; a checkpoint of 500 M parameters with optimizer has 6e9
 MAX_TEXT = 16 * 10**6  # bytes of a tokenizer, or of the pickle beside the weights
 MAX_JSON = 4 * 10**6  # bytes; a list of lists takes 20 times its size in memory
-MAX_OPCODES = 400_000  # of a pickle; 885 tensors have 30,000
+MAX_OPCODES = 600_000  # of a pickle; 885 tensors have 30,000
 MAX_DIRECTORY = 4 * 10**6  # bytes that list the content of a zip file
 _FOOTER = struct.Struct("<4s4H2LH")  # end of central directory, PKWARE APPNOTE 4.3.16
 _FOOTER64 = struct.Struct("<4sQ2H2L4Q")  # the same in zip64, 4.3.14
@@ -184,21 +184,22 @@ def check_torch_archive(path: Path) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            check_pickle(archive.read(pickles[0]), path)
+            most = min(MAX_OPCODES, 20_000 + 60 * len(entries))
+            check_pickle(archive.read(pickles[0]), path, most)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{path}: cannot be read as a checkpoint ({_reason(error)})") from error
 
 
-def check_pickle(data: bytes, path: Path) -> None:
-    """A pickle of tensors and plain values.
+def check_pickle(data: bytes, path: Path, most: int) -> None:
+    """A pickle of tensors and plain values, of at most `most` opcodes.
 
     Raises:
         InputError: It is broken, or has an opcode or a global beyond those.
     """
     try:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if number >= MAX_OPCODES:
-                raise InputError(f"{path}: more than {MAX_OPCODES} opcodes beside the weights")
+            if number >= most:
+                raise InputError(f"{path}: more than {most} opcodes beside the weights")
             if opcode.name not in _OPCODES or (
                 opcode.name == "GLOBAL" and argument not in _GLOBALS
             ):

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+import moe.training  # noqa: F401  # imported once, not in every child
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from moe.chaos.checks import CHECKS
 
 
@@ -24,6 +26,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="folder for NAME.json")
     parser.add_argument("--scratch", type=Path, help="folder to work in; it is kept")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not survive the forks
     names = list(CHECKS) if "all" in arguments.names else arguments.names
     failed = False
     for name in names:

@@ -151,7 +151,7 @@ def test_too_many_in_a_row_end_with_code_3(project: Path, run: Run) -> None:
     message = "error: optimizer step 4: loss nan, gradient norm nan, the last of 3 such steps"
     assert message in done.stderr
     state = saved(run_folder(root))
-    assert state["global_step"] == 3 and state["guard"] == {"skipped": 1, "in_a_row": 1}
+    assert state["global_step"] == 4 and state["guard"] == {"skipped": 2, "in_a_row": 2}
     assert first_non_finite(state["state_dict"]) is None
 
 
