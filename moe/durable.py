@@ -77,7 +77,7 @@ def check_digest(path: Path) -> State:
     return "damaged" if path.name in sums else "unknown"
 
 
-def save(path: Path, write: Callable[[Writer], None], older: Sequence[Path] = ()) -> None:
+def save(path: Path, write: Callable[[Writer], object], older: Sequence[Path] = ()) -> None:
     """Replaces a file by what `write` writes, or leaves it as it was.
 
     Args:
@@ -119,7 +119,7 @@ def _temporary(path: Path) -> Path:
     return path.parent / f".{path.name}.{os.getpid()}.tmp"
 
 
-def _write(path: Path, write: Callable[[Writer], None]) -> str:
+def _write(path: Path, write: Callable[[Writer], object]) -> str:
     with path.open("wb") as file:
         hashed = _Hashed(file)
         try:
@@ -135,7 +135,7 @@ def _write_sums(folder: Path, sums: Sums) -> None:
     lines = [f"{value}  {name}\n" for name in sorted(sums) for value in sorted(sums[name])]
     temporary = _temporary(folder / SUMS)
     try:
-        _write(temporary, lambda file: file.write("".join(lines).encode()) and None)
+        _write(temporary, lambda file: file.write("".join(lines).encode()))
         os.replace(temporary, folder / SUMS)
         _sync(folder)
     except BaseException:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -149,6 +150,7 @@ def build_table(
         rows = list(_rows(examples, spec, tokenizer))
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         cache.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         datasets.disable_progress_bars()
         datasets.Dataset.from_dict(columns, features=_features()).save_to_disk(str(partial))
@@ -157,6 +159,13 @@ def build_table(
         except OSError:  # another process was first
             shutil.rmtree(partial)
     return TaskTable(spec=spec, task=task, rows=datasets.load_from_disk(str(folder)))
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what a killed process did not finish; an hour is longer than any table takes."""
+    for partial in cache.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > 3600:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _features() -> Any:

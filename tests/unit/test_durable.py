@@ -14,7 +14,7 @@ from moe.durable import SUMS, check_digest, digest, read_sums, remove_leftovers,
 
 
 def put(path: Path, text: str, older: tuple[Path, ...] = ()) -> None:
-    save(path, lambda file: file.write(text.encode()) and None, older)
+    save(path, lambda file: file.write(text.encode()), older)
 
 
 def names(folder: Path) -> list[str]:
