@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -50,7 +50,7 @@ class DurableIO(CheckpointIO):
             )
         older = last_files(path.parent)[1:] if path.name == LAST else []
         try:
-            save(path, lambda file: torch.save(checkpoint, file), older)
+            save(path, lambda file: torch.save(checkpoint, cast(IO[bytes], file)), older)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}), the file before it is as it was: "

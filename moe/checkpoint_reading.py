@@ -52,7 +52,7 @@ INCOMPLETE = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, Val
                ArithmeticError, RecursionError)  # fmt: skip
 
 
-def _check_version(saved: dict[str, Any], path: Path) -> None:
+def _check_version(saved: Mapping[str, Any], path: Path) -> None:
     version = saved.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(

@@ -7,6 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def refusals(scratch: Path, checkpoint: Path) -> Report:
         hostile = make(checkpoint, folder, place)
         out = scratch / "out.json"
         out.unlink(missing_ok=True)
-        wait(fork(lambda path=hostile, out=out: measure(path, out), scratch / "log"), 60.0)
-        found = json.loads(out.read_text()) if out.exists() else {"refused": None}
+        wait(fork(partial(measure, hostile, out), scratch / "log"), 60.0)
+        found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"refused": None}
         problems = [] if found["refused"] else ["was not refused, or ended the process"]
         if found["refused"]:
             slowest, largest = max(slowest, found["seconds"]), max(largest, found["bytes"])

@@ -29,7 +29,7 @@ def broken_loss(lit: LitMixture, value: float) -> Iterator[None]:
         loss, sums, logged = run(*arguments)
         return loss * value, sums, {**logged, "loss": logged["loss"] * value}
 
-    lit._micro_batch = broken  # type: ignore[method-assign]
+    lit._micro_batch = broken  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -79,7 +79,7 @@ def break_steps(place: str, value: float, steps: range) -> None:
         with PLACES[place](self, value):
             run(self, *arguments)
 
-    LitMixture.training_step = step  # type: ignore[method-assign]
+    LitMixture.training_step = step  # type: ignore[assignment, method-assign]
 
 
 def injections(scratch: Path) -> Report:

@@ -7,8 +7,6 @@ import string
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 GOOD = ["good film", "a great day", "great food here", "i love it", "love this good bus"]
 BAD = ["bad film", "an awful day", "awful food here", "i hate it", "hate this bad bus"]
 TIME = ["what time is it", "tell me the time", "time please", "give the time now"]
@@ -32,7 +30,7 @@ def make_project(folder: Path, **changes: Any) -> Path:
     for name, value in changes.items():
         config[name] = {**config[name], **value} if isinstance(value, dict) else value
     file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    file.write_text(json.dumps(config, indent=1), encoding="utf-8")  # which is YAML too
     return file
 
 
