@@ -1,31 +1,50 @@
-"""The checkpoint of a running training, and progress lines where no terminal shows a bar."""
+"""What accompanies a training: its checkpoints, and progress where no terminal shows a bar."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    TQDMProgressBar,
+)
 
+from moe.checkpoint_io import LAST
+from moe.config import ExperimentConfig
 from moe.evaluation import main_metric
+from moe.interrupt import StopSignals
+from moe.pictures import Pictures
 
 
-class LastCheckpoint(Callback):
-    """Writes everything needed to go on to one file, every few optimizer steps and at the end.
+class LastCheckpoint(Checkpoint):
+    """Writes everything needed to go on to one file, and stops when a signal has asked for it.
 
+    It writes every few optimizer steps, after each validation, at the end, and before a stop; never
+    between a step and the validation that follows it, because a resumed run would leave that out.
     Random states go with it: without them a resumed run would drop out other units.
 
     Args:
         path: The file, replaced by each write.
         every: Optimizer steps between two writes.
+        stop: Signals to heed; its handlers replace those of the Trainer, which would stop only
+            after a validation and would broadcast inside a handler.
     """
 
-    def __init__(self, path: Path, *, every: int) -> None:
+    # The base class makes Lightning run it after all others: what it saves holds their states.
+
+    def __init__(self, path: Path, *, every: int, stop: StopSignals) -> None:
         self.path = path
         self.every = every
+        self.stop = stop
         self._random: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -36,6 +55,26 @@ class LastCheckpoint(Callback):
         """Keeps the states until the first step, since building the loader draws numbers too."""
         self._random = state_dict
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes up the one number that Lightning saves of the best checkpoint and does not load."""
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint):
+            saved = checkpoint["callbacks"].get(best.state_key, {})
+            best.current_score = saved.get("current_score")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal waits for the end of its step."""
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
+        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
+            # Written after the last step of an epoch: Lightning completes the epoch, but would not
+            # count the next one as begun.
+            loop.reset_restart_stage()
+        self.stop.install()
+        self.stop.deferred = True
+        self.stop.check()
+
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Takes up the random states of the checkpoint, once."""
         if self._random:
@@ -44,13 +83,37 @@ class LastCheckpoint(Callback):
             self._random = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Writes when it is time."""
-        if trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path, weights_only=False)
+        """Writes when it is time or a signal came, unless a validation comes next."""
+        asked = trainer.global_step % self.every == 0 or self.stop.received is not None
+        if asked and not _validation_follows(trainer):
+            self._save(trainer)
+        self.stop.check()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stops inside a validation without writing: the last write is of a step before it."""
+        self.stop.check()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes what the validation found."""
+        if not trainer.sanity_checking:
+            self._save(trainer)
+        self.stop.check()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last state."""
+        self._save(trainer)
+        self.stop.deferred = False
+        self.stop.check()
+
+    def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates before the next step, as its loop decides a moment later."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 class PlainProgress(ProgressBar):
@@ -97,3 +160,45 @@ class PlainProgress(ProgressBar):
             f"routing {100 * routing:.2f}",
             flush=True,
         )
+
+
+def training_callbacks(
+    config: ExperimentConfig, folder: Path, trainer: dict[str, Any], stop: StopSignals
+) -> list[Callback]:
+    """What a run needs beside its model: pictures, progress, checkpoints, patience.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        trainer: Arguments of the Trainer.
+        stop: Signals that end the run after a step.
+    """
+    checkpoints = folder / "checkpoints"
+    callbacks: list[Callback] = [Pictures()]
+    if trainer.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar() if sys.stderr.isatty() else PlainProgress())
+    if trainer.get("enable_checkpointing") is not False:
+        best = ModelCheckpoint(
+            dirpath=checkpoints,
+            filename="best",
+            monitor="val/joint_score",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+            # Else at the end of an epoch, after `last.ckpt` was written without what it found.
+            save_on_train_epoch_end=False,
+        )
+        callbacks += [
+            best,
+            LastCheckpoint(checkpoints / LAST, every=config.checkpoint_every, stop=stop),
+        ]
+    if config.patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                monitor="val/joint_score",
+                mode="max",
+                patience=config.patience,
+                check_on_train_epoch_end=False,
+            )
+        )
+    return callbacks

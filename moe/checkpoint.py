@@ -7,32 +7,35 @@ A `.ckpt` is a Lightning checkpoint with the entry `mixture`; a folder has the H
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DistilBertModel
 
 from moe.abstain import Vectors
 from moe.calibration import Calibration
+from moe.checkpoint_reading import (
+    FILES,
+    FORMAT_VERSION,
+    INCOMPLETE,
+    KEPT,
+    MODEL_TYPE,
+    described_model,
+    incomplete,
+    read_folder,
+    read_lightning,
+    weights_of,
+)
 from moe.config import ExperimentConfig, config_from_dict
 from moe.data.windows import TextTokenizer
-from moe.encoder import build_encoder
-from moe.model import Mixture, build_model
+from moe.durable import save
+from moe.model import Mixture
 from moe.types import InputError, TaskSpec
-
-FORMAT_VERSION = 3  # since 3 experts may be added, merged and removed; 2 is read as well
-READ_VERSIONS = (2, 3)
-MODEL_TYPE = "mixture-of-experts"
-_KEPT = ("reference", "memory")  # the beginnings of names in model.safetensors that are no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def kept_tensors(bundle: Bundle) -> dict[str, Tensor]:
         "reference": reference_tensors(bundle.calibration),
         "memory": memory_tensors(bundle.memory),
     }
-    return {f"{kind}.{name}": tensor for kind in _KEPT for name, tensor in kept[kind].items()}
+    return {f"{kind}.{name}": tensor for kind in KEPT for name, tensor in kept[kind].items()}
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
@@ -103,90 +106,35 @@ def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
     return {name: kept.float().numpy() for name, kept in tensors.items()}
 
 
-def _check_version(saved: dict[str, Any], path: Path) -> None:
-    version = saved.get("format_version")
-    if version not in READ_VERSIONS:
-        known = " and ".join(map(str, READ_VERSIONS))
-        raise InputError(
-            f"{path}: checkpoint format version {version!r}, this program reads {known}: "
-            "use the release that wrote it, or train again"
-        )
-
-
-def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bundle:
-    _check_version(saved, path)
+def _assemble(saved: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Bundle:
+    """The bundle of a checkpoint whose weights were found to be those of its model."""
     try:
-        config = config_from_dict(saved["config"])
-        tasks = [TaskSpec.from_dict(task) for task in saved["tasks"]]
-        gate_rows = len(state["gate.selection_bias"])
-        model = build_model(config.model, tasks, build_encoder(saved["encoder"]), gate_rows)
+        model = described_model(saved, state)
         model.load_state_dict(state, strict=True)
-        tokenizer = TextTokenizer.from_json(saved["tokenizer"])
+        tokenizer = _tokenizer(saved["tokenizer"], path)
         reference = arrays(saved.get("reference", {}))
         calibration = Calibration.from_saved(saved["calibration"], reference)
         if model.multi_task_threshold is None:
             model.multi_task_threshold = calibration.second_task
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()
-        raise InputError(
-            f"{path}: not a complete checkpoint of this project ({' '.join(reason[:3])})"
-        ) from error
-    return Bundle(
-        model=model.eval(),
-        tokenizer=tokenizer,
-        config=config,
-        calibration=calibration,
-        precision=saved["precision"],
-        metrics=saved["metrics"],
-        memory=arrays(saved.get("memory", {})),
-        history=tuple(saved.get("history", ())),
-    )
+        return Bundle(
+            model=model.eval(),
+            tokenizer=tokenizer,
+            config=config_from_dict(saved["config"]),
+            calibration=calibration,
+            precision=saved["precision"],
+            metrics=saved["metrics"],
+            memory=arrays(saved.get("memory", {})),
+            history=tuple(saved.get("history", ())),
+        )
+    except INCOMPLETE as error:
+        raise incomplete(path, error) from error
 
 
-def read_lightning(path: Path) -> dict[str, Any]:
-    """The content of a `.ckpt`, read without running code.
-
-    Raises:
-        InputError: The file is missing, truncated, or not a checkpoint of this project.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: expected a .ckpt file or a folder")
+def _tokenizer(text: str, path: Path) -> TextTokenizer:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise InputError(
-            f"{path}: cannot be read as a checkpoint, it may be truncated or hold more than "
-            f"weights ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or "mixture" not in content:
-        raise InputError(f"{path}: a checkpoint, but not of this project (no entry 'mixture')")
-    return content
-
-
-def _load_folder(folder: Path) -> Bundle:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name}: expected a folder that save_pretrained wrote")
-    try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be read ({error})") from error
-    for kind in _KEPT:
-        saved[kind] = {
-            name.removeprefix(f"{kind}."): state.pop(name)
-            for name in [*state]
-            if name.startswith(f"{kind}.")
-        }
-    saved["tokenizer"] = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    return _assemble(saved, state, folder)
+        return TextTokenizer.from_json(text)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise InputError(f"{path}: its tokenizer cannot be read ({str(error)[:120]})") from error
 
 
 def _download(name: str) -> Path:
@@ -194,7 +142,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, HFValidationError, ValueError) as error:
         raise InputError(
             f"{name}: neither a checkpoint, nor a folder, nor to be had from the hub "
@@ -210,14 +158,12 @@ def load_bundle(source: str | Path) -> Bundle:
     """
     path = Path(source)
     if path.is_dir():
-        return _load_folder(path)
+        return _assemble(*read_folder(path), path)
     if path.exists() or path.suffix == ".ckpt":
         content = read_lightning(path)
-        state = {
-            name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()
-        }
-        return _assemble(content["mixture"], state, path)
-    return _load_folder(_download(str(source)))
+        return _assemble(content["mixture"], weights_of(content, path), path)
+    folder = _download(str(source))
+    return _assemble(*read_folder(folder), folder)
 
 
 def _content(bundle: Bundle) -> dict[str, Any]:
@@ -241,19 +187,11 @@ def save_checkpoint(bundle: Bundle, path: str | Path) -> None:
     """
     path = Path(path)
     state = {f"model.{name}": tensor for name, tensor in bundle.model.state_dict().items()}
-    # Beside the target: a rename from another file system is a copy, which tears.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    content = {"state_dict": state, "mixture": _content(bundle)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save({"state_dict": state, "mixture": _content(bundle)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        save(path, lambda file: torch.save(content, file))
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_bundle(bundle: Bundle, folder: str | Path) -> None:
@@ -263,7 +201,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> None:
     content = _content(bundle)
     tokenizer = content.pop("tokenizer")
     state = {name: tensor.contiguous() for name, tensor in bundle.model.state_dict().items()}
-    for kind in _KEPT:
+    for kind in KEPT:
         del content[kind]
     state |= kept_tensors(bundle)
     content["model_type"] = MODEL_TYPE

@@ -106,10 +106,12 @@ def save_arguments(values: Namespace, path: Path) -> None:
 def run(main: Callable[[], Any]) -> None:
     """Runs an entry point; a foreseen error becomes one line on stderr and its exit code.
 
-    2 is the user's mistake, 3 a training that met non-finite numbers.
+    2 is the user's mistake, 3 a training that met non-finite numbers, 130 Ctrl-C.
     """
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 3)

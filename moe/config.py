@@ -160,6 +160,8 @@ class OptimizerConfig:
         warmup: Share of the optimizer steps in which the rates rise from 0.
         schedule: After that, `linear` or `cosine` decay to 0, or `constant`.
         gradient_clip: Largest norm of the whole gradient; 0 does not clip.
+        max_skipped: Steps in a row without a finite loss and gradient that end training; each is
+            skipped.
     """
 
     encoder_lr: float = 1e-4
@@ -169,11 +171,13 @@ class OptimizerConfig:
     warmup: float = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     gradient_clip: float = 1.0
+    max_skipped: int = 5
 
     def __post_init__(self) -> None:
         names = "encoder_lr expert_lr gate_lr weight_decay gradient_clip"
         check_range("optimizer", self, names, 0)
         check_range("optimizer", self, "warmup", 0, 1)
+        check_range("optimizer", self, "max_skipped", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ Block = tuple[Tensor, Tensor]  # input_ids (B, L) and attention_mask (B, L) of s
 MINILM = "minilm-l6"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+_SHAPE = (
+    "vocab_size", "max_position_embeddings", "sinusoidal_pos_embds", "n_layers", "n_heads", "dim",
+    "hidden_dim", "dropout", "attention_dropout", "activation", "initializer_range", "pad_token_id",
+)  # fmt: skip
 _BERT_TO_DISTILBERT = (
     ("encoder.layer.", "transformer.layer."),
     ("attention.self.query", "attention.q_lin"),
@@ -158,8 +162,11 @@ def load_encoder(name: str) -> DistilBertModel:
 
 
 def build_encoder(config: dict[str, Any]) -> DistilBertModel:
-    """An encoder of the shape that `DistilBertConfig.to_dict` describes, with random weights."""
-    return DistilBertModel(DistilBertConfig.from_dict(config))
+    """An encoder of the shape that `DistilBertConfig.to_dict` describes, with random weights.
+
+    Only the shape is read: other fields of a config can name code to fetch.
+    """
+    return DistilBertModel(DistilBertConfig(**{k: config[k] for k in _SHAPE if k in config}))
 
 
 def set_dropout(encoder: DistilBertModel, *, dropout: float, attention_dropout: float) -> None:

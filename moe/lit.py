@@ -5,7 +5,6 @@ Dimensions: E experts, T tasks.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from moe.abstain import Vectors
+from moe.allocator import peak_memory_gb
 from moe.calibration import Calibration
 from moe.checkpoint import arrays, memory_tensors, reference_tensors
 from moe.collect import Answers, collect, embed_deep, join
@@ -29,6 +29,7 @@ from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.evaluation import Evaluation, evaluate, joint_score
 from moe.fitting import fit_abstain, fit_calibration, remembered
+from moe.guard import StepGuard
 from moe.losses import (
     GateSums,
     balance_loss,
@@ -40,19 +41,7 @@ from moe.losses import (
 )
 from moe.model import Mixture
 from moe.schedule import parameter_groups, rate_factor
-from moe.types import Batch, MixtureOutput, NonFiniteError
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far, in 1e9 bytes: of the GPU if one trains, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "win32":  # has no getrusage
-        return float("nan")
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+from moe.types import Batch, MixtureOutput
 
 
 class LitMixture(L.LightningModule):
@@ -94,6 +83,7 @@ class LitMixture(L.LightningModule):
         self.exemplars = dict(exemplars or {})
         self.total_steps = total_steps
         self.identity = identity
+        self.guard = StepGuard(config.optimizer.max_skipped)
         self.calibration = Calibration()
         self.memory: dict[str, Vectors] = {}
         self.answers: list[Answers] = []
@@ -122,19 +112,28 @@ class LitMixture(L.LightningModule):
             self.manual_backward(torch.stack(losses).sum())
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient norm of optimizer step {self.trainer.global_step} is {norm}: the "
-                "weights were left as they were; lower optimizer.encoder_lr, or train in 32-true"
-            )
+        moves = self._is_sound(norm, terms)
+        if not moves:
+            # Without gradients AdamW moves nothing, but the step counts: plan, schedule and
+            # `global_step` stay one number.
+            optimizer.zero_grad()
         optimizer.step()
         scheduler.step()
         assert sums is not None
-        if self.config.model.loss.bias_rate > 0:
+        if self.config.model.loss.bias_rate > 0 and moves:
             rate = self.config.model.loss.bias_rate
             self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
         if self.trainer.global_step % self._log_every == 0:
             self._log_step(step, sums, terms, norm)
+
+    def _is_sound(self, norm: Tensor, terms: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether loss and gradient are finite: the one place that waits for the device."""
+        loss = torch.stack([term["loss"] for term in terms]).sum()
+        if bool(torch.isfinite(loss + norm)):
+            return self.guard.passes(True, self.trainer.global_step, "")
+        found = f"loss {loss:.6g}, gradient norm {norm:.6g}"
+        print(f"step {self.trainer.global_step}: {found}: skipped", flush=True)
+        return self.guard.passes(False, self.trainer.global_step, found)
 
     def _micro_batch(
         self, batch: Batch, output: MixtureOutput, earlier: GateSums | None
@@ -180,6 +179,7 @@ class LitMixture(L.LightningModule):
             / total["num_routing_rows"].clamp_min(1.0),  # type: ignore[union-attr]
             "train_loss/prior": prior_divergence(sums),
             "optimizer/gradient_norm": norm,
+            "optimizer/skipped_steps": float(self.guard.skipped),
         }
         balance_T = switch_balance(sums, self.model.task_experts_TE)
         for task, name in enumerate(names):
@@ -203,7 +203,7 @@ class LitMixture(L.LightningModule):
             "speed/tokens_per_second": real * steps / max(now - before, 1e-9),
             "speed/padding_share": 1 - real / processed,
             "speed/micro_batches": float(len(step.micro_batches)),
-            "speed/memory_gb": _peak_memory_gb(self.device),
+            "speed/memory_gb": peak_memory_gb(self.device),
         }
 
     def configure_optimizers(self) -> Any:
@@ -284,6 +284,7 @@ class LitMixture(L.LightningModule):
         if self.evaluation is not None:
             e = self.evaluation
             metrics = {"tasks": e.tasks, "experts": e.experts, "gate": e.gate}
+        checkpoint["guard"] = self.guard.state_dict()
         checkpoint["mixture"] = {
             **self.identity,
             "calibration": self.calibration.to_dict(),
@@ -294,6 +295,7 @@ class LitMixture(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
+        self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
         saved = checkpoint["mixture"]
         self.calibration = Calibration.from_saved(
             saved["calibration"], arrays(saved.get("reference", {}))

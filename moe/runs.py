@@ -67,9 +67,8 @@ def resumed_arguments(arguments: list[str]) -> tuple[list[str], Path | None]:
                 f"{name} cannot change when a run is resumed, only {', '.join(sorted(_LIMITS))}"
             )
     folder = Path(run)
-    for name in ("config.yaml", "checkpoints/last.ckpt"):
-        if not (folder / name).is_file():
-            raise InputError(f"--resume {run}: no {name} there, expected the folder of a run")
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"--resume {run}: no config.yaml there, expected the folder of a run")
     return ["--config", str(folder / "config.yaml"), *kept], folder
 
 

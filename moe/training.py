@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -13,13 +12,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moe.allocator import keep_freed_memory
-from moe.callbacks import LastCheckpoint, PlainProgress
-from moe.checkpoint import identity, read_lightning
+from moe.callbacks import training_callbacks
+from moe.checkpoint import identity
+from moe.checkpoint_io import DurableIO
+from moe.checkpoint_reading import read_lightning
 from moe.config import ExperimentConfig
 from moe.data.mixing import StepPlanner
 from moe.data.module import MixtureData, build_planner
@@ -27,12 +27,13 @@ from moe.data.prepare import Tables, build_tables
 from moe.data.windows import TextTokenizer
 from moe.encoder import freeze, load_encoder, resolve_folder, set_dropout
 from moe.evaluation import Evaluation, baseline, main_metric
+from moe.interrupt import StopSignals
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
-from moe.pictures import Pictures
 from moe.precision import pick_precision
-from moe.runs import write_result
-from moe.types import InputError
+from moe.resume import last_state
+from moe.runs import RESULT, write_result
+from moe.types import InputError, NonFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +83,9 @@ def steps_per_epoch(tables: Tables, batch_size: int) -> int:
     return math.ceil(sum(len(table) for table in tables.train) / batch_size)
 
 
-def _callbacks(config: ExperimentConfig, folder: Path, trainer: dict[str, Any]) -> list[Callback]:
-    checkpoints = folder / "checkpoints"
-    callbacks: list[Callback] = [Pictures()]
-    if trainer.get("enable_progress_bar") is not False:
-        callbacks.append(TQDMProgressBar() if sys.stderr.isatty() else PlainProgress())
-    if trainer.get("enable_checkpointing") is not False:
-        best = ModelCheckpoint(
-            dirpath=checkpoints,
-            filename="best",
-            monitor="val/joint_score",
-            mode="max",
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-        callbacks += [
-            best,
-            LastCheckpoint(checkpoints / "last.ckpt", every=config.checkpoint_every),
-        ]
-    if config.patience is not None:
-        callbacks.append(
-            EarlyStopping(monitor="val/joint_score", mode="max", patience=config.patience)
-        )
-    return callbacks
-
-
-def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) -> L.Trainer:
+def _trainer(
+    config: ExperimentConfig, folder: Path, arguments: dict[str, Any], stop: StopSignals
+) -> L.Trainer:
     logger = TensorBoardLogger(
         folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
     )
@@ -115,7 +93,8 @@ def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) 
         engine = L.Trainer(
             **arguments,
             logger=logger,
-            callbacks=_callbacks(config, folder, arguments),
+            callbacks=training_callbacks(config, folder, arguments, stop),
+            plugins=[DurableIO()],
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError) as error:
@@ -126,18 +105,6 @@ def _trainer(config: ExperimentConfig, folder: Path, arguments: dict[str, Any]) 
             "work; use --trainer.devices 1 --trainer.num_nodes 1"
         )
     return engine
-
-
-def _is_finished(last: Path, lit: LitMixture) -> bool:
-    """Whether a run's `last.ckpt` has all steps; an error if it belongs to other tasks."""
-    saved = read_lightning(last)
-    # The optimizer's state is kept by number: other tasks would get each other's moments.
-    if saved["mixture"]["tasks"] != lit.identity["tasks"]:
-        raise InputError(
-            f"--resume: the tasks of config.yaml and its data are not those that {last} was "
-            "trained on: restore them, or start a new run"
-        )
-    return int(saved["global_step"]) >= lit.total_steps
 
 
 def _build(
@@ -181,8 +148,23 @@ def train(
         config: Of the run.
         trainer: Arguments of the Lightning Trainer.
         folder: Of the run; `checkpoints/` and the TensorBoard events go there.
-        resume: Whether to go on from `checkpoints/last.ckpt` of that folder.
+        resume: Whether to go on from the newest whole checkpoint of that folder.
+
+    Raises:
+        SystemExit: SIGTERM or SIGINT came; the state is saved.
+        NonFiniteError: Too many steps in a row had no finite loss and gradient.
     """
+    with StopSignals() as stop:
+        return _train(config, trainer, folder, resume, stop)
+
+
+def _train(
+    config: ExperimentConfig,
+    trainer: dict[str, Any],
+    folder: Path,
+    resume: bool,
+    stop: StopSignals,
+) -> TrainingResult:
     trainer = dict(trainer)
     trainer["precision"] = pick_precision(trainer)
     _quiet()
@@ -208,21 +190,37 @@ def train(
         steps_per_epoch=per_epoch,
     )
     _announce(counts, planner, lit.model, trainer["precision"])
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume and _is_finished(last, lit):
+    last = last_state(folder, lit.identity["tasks"], total_steps) if resume else None
+    if isinstance(last, int):
         print(f"{folder} is finished: nothing to do")
-        return _result(folder, lit, tables)
-    engine = _trainer(config, folder, trainer)
-    start = time.monotonic()
-    engine.fit(lit, data, ckpt_path=str(last) if resume else None, weights_only=True)
-    minutes = (time.monotonic() - start) / 60
+        result = _result(folder, lit, tables)
+        if not (folder / RESULT).is_file():  # it was killed after its last step
+            _leave(result, None, last)
+        return result
+    minutes, steps = _fit(_trainer(config, folder, trainer, stop), lit, data, folder, last)
     print(f"training took {minutes:.1f} minutes")
     result = _result(folder, lit, tables)
-    metrics = None if result.evaluation is None else asdict(result.evaluation)
-    write_result(
-        folder, {"minutes": round(minutes, 2), "steps": engine.global_step, "metrics": metrics}
-    )
+    _leave(result, round(minutes, 2), steps)
     return result
+
+
+def _fit(
+    engine: L.Trainer, lit: LitMixture, data: MixtureData, folder: Path, last: Path | None
+) -> tuple[float, int]:
+    """Minutes of this process, and the optimizer steps that the run has made."""
+    start = time.monotonic()
+    try:
+        engine.fit(lit, data, ckpt_path=None if last is None else str(last), weights_only=True)
+    except (SystemExit, NonFiniteError):
+        if engine.checkpoint_callbacks:
+            print(f"stopped; go on with: python train.py --resume {folder}", flush=True)
+        raise
+    return (time.monotonic() - start) / 60, engine.global_step
+
+
+def _leave(result: TrainingResult, minutes: float | None, steps: int) -> None:
+    metrics = None if result.evaluation is None else asdict(result.evaluation)
+    write_result(result.folder, {"minutes": minutes, "steps": steps, "metrics": metrics})
 
 
 def _quiet() -> None:

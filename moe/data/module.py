@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from moe.data.prepare import Tables
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable, training_items
 from moe.data.windows import TextTokenizer, Window, token_budget
+from moe.interrupt import ignore_in_worker
 from moe.types import Batch
 
 
@@ -135,27 +136,27 @@ class RequestDataset(Dataset[RequestBatch]):
 
 
 class PositionSampler(Sampler[int]):
-    """Positions of the optimizer steps of one epoch.
+    """Positions of the optimizer steps from where training stands to the end of the epoch.
+
+    What is done decides where an epoch begins, not the number of the epoch: Lightning's count is
+    off by one after some resumptions, and an epoch that begins behind the last step would be empty
+    for ever.
 
     Args:
         steps_per_epoch: Positions of a whole epoch.
         total_steps: Where training ends.
+        done: Optimizer steps made so far, asked when an iteration begins.
     """
 
-    def __init__(self, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(self, steps_per_epoch: int, total_steps: int, done: Callable[[], int]) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self.epoch = 0
-        self.done = 0  # steps before this were made by an earlier, interrupted process
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch, counted from 0."""
-        self.epoch = epoch
+        self.done = done
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.steps_per_epoch
-        stop = min(first + self.steps_per_epoch, self.total_steps)
-        yield from range(max(first, self.done), stop)
+        first = self.done()
+        end_of_epoch = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
+        yield from range(first, min(end_of_epoch, self.total_steps))
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -186,12 +187,13 @@ class MixtureData(L.LightningDataModule):
         self.planner = planner
         self.tokenizer = tokenizer
         self.config = config
-        self.sampler = PositionSampler(steps_per_epoch, len(planner))
+        self.sampler = PositionSampler(steps_per_epoch, len(planner), self._done)
+
+    def _done(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Steps from where training stands; one item is one optimizer step."""
-        if self.trainer is not None:
-            self.sampler.done = self.trainer.global_step
         dataset = StepDataset(self.tables, self.planner, self.tokenizer)
         return self._loader(dataset, sampler=self.sampler)
 
@@ -213,6 +215,7 @@ class MixtureData(L.LightningDataModule):
             sampler=sampler,
             batch_size=None,
             num_workers=self.config.workers,
+            worker_init_fn=ignore_in_worker,
             pin_memory=torch.cuda.is_available(),
             # Each iteration draws a seed: from the global stream, dropout would depend on how
             # often a run was interrupted.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def build_table(
         rows = list(_rows(examples, spec, tokenizer))
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         cache.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         datasets.disable_progress_bars()
         datasets.Dataset.from_dict(columns, features=_features(columns)).save_to_disk(str(partial))
@@ -126,6 +128,13 @@ def build_table(
         except OSError:  # another process was first
             shutil.rmtree(partial)
     return TaskTable(spec=spec, task=task, rows=datasets.load_from_disk(str(folder)))
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what a killed process did not finish; an hour is longer than any table takes."""
+    for partial in cache.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > 3600:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _features(columns: Iterable[str]) -> Any:

@@ -5,7 +5,9 @@ Dimensions: B windows, L tokens, D encoder width, E experts, C classes.
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 from moe.calibration import Calibration
 from moe.data.windows import PaddedWindows, TextTokenizer
 from moe.decode import Floats
+from moe.onnx.scan import check_graph
 from moe.types import InputError, TaskSpec
+from moe.untrusted import check_archive, check_inside, read_json, read_text
 
 FORMAT, FORMAT_VERSION = "onnx", 1
 CONFIG, TOKENIZER, REFERENCE = "config.json", "tokenizer.json", "reference.npz"
@@ -165,12 +169,15 @@ def load_onnx(
                 f"{folder}: no precision {precision!r}, it has {sorted(exported)}: export again "
                 "with --int8"
             )
-        reference = folder / REFERENCE
-        arrays = dict(np.load(reference)) if reference.is_file() else {}
+        arrays = _read_arrays(folder / REFERENCE)
+        graph, tokenizer = folder / FILES[precision], folder / TOKENIZER
+        for file in (graph, tokenizer):
+            check_inside(file, folder)
+        check_graph(graph)
         gate = {**saved["gate"]}
         return OnnxBundle(
-            graph=OnnxGraph(folder / FILES[precision], threads),
-            tokenizer=TextTokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8")),
+            graph=OnnxGraph(graph, threads),
+            tokenizer=_tokenizer(tokenizer),
             tasks=tuple(TaskSpec.from_dict(task) for task in saved["tasks"]),
             calibration=Calibration.from_saved(
                 saved["calibration"], {k: v.astype(np.float32) for k, v in arrays.items()}
@@ -183,7 +190,7 @@ def load_onnx(
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: not a complete export ({reason}): export again") from error
 
@@ -201,15 +208,46 @@ def multiplies_bytes(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
     return "sse2" not in flags or "vnni" in flags  # ARM has such instructions
 
 
+def _tokenizer(path: Path) -> TextTokenizer:
+    text = read_text(path)
+    try:
+        return TextTokenizer.from_json(text)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise InputError(f"{path}: cannot be read as a tokenizer ({str(error)[:120]})") from error
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz`, empty without the file; none is larger than its bytes in there."""
+    if not os.path.lexists(path):
+        return {}
+    check_inside(path, path.parent)
+    entries = check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"{path.name}: array format {version}, expected (1, 0)")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if math.prod(shape) * dtype.itemsize > entry.file_size or dtype.kind != "f":
+                raise ValueError(f"{path.name}: {entry.filename} claims {shape} of {dtype}")
+    arrays = dict(np.load(path, allow_pickle=False))
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path.name}: {name} holds a NaN or an infinity")
+    return arrays
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        check_inside(folder / CONFIG, folder)
+        saved = read_json(folder / CONFIG)
+    except InputError as error:
         raise InputError(
-            f"{folder}: no export for backend 'onnx' ({CONFIG} cannot be read): write one with "
+            f"{folder}: no export for backend 'onnx' ({error}): write one with "
             "python scripts/export.py --ckpt PATH --out DIR"
         ) from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+    if saved.get("format") != FORMAT:
         raise InputError(
             f"{folder}: a folder for backend 'torch', expected one that "
             "python scripts/export.py --ckpt PATH --out DIR wrote"

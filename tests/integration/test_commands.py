@@ -153,12 +153,16 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize(("crash_at", "saved"), [(4, 3), (7, 6)], ids=["mid-epoch", "epoch end"])
+@pytest.mark.parametrize(
+    ("crash_at", "saved"),
+    [(2, 0), (3, 3), (5, 4), (7, 6)],
+    ids=["nothing saved", "mid-epoch", "after validation", "epoch end"],
+)
 def test_a_resumed_run_ends_with_the_same_weights(
     trained: Path, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch,
     crash_at: int, saved: int,
 ) -> None:
-    """Crashed after some of 8 steps; an epoch has 6, and every third step is saved."""
+    """Of 8 steps an epoch has 6; every third is saved, every fourth is validated and saved."""
     step = LitMixture.training_step
 
     def crash(self: LitMixture, batch: Any, batch_idx: int) -> None:
@@ -172,7 +176,8 @@ def test_a_resumed_run_ends_with_the_same_weights(
         patch.setattr(LitMixture, "training_step", crash)
         run("train.py", *arguments)
     folder = root / "tiny" / "version_0"
-    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == saved
+    last = folder / "checkpoints" / "last.ckpt"
+    assert (torch.load(last)["global_step"] if last.exists() else 0) == saved
     assert "validation at step 8" in run("train.py", "--resume", folder).stdout
     first = state(trained / "checkpoints" / "last.ckpt")
     resumed = state(folder / "checkpoints" / "last.ckpt")

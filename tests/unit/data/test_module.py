@@ -22,25 +22,25 @@ QA = TaskSpec(name="qa", type="span", num_experts=1)
 CONTEXT = "an abbot led the monks"
 
 
-def positions(sampler: PositionSampler, epochs: int) -> list[list[int]]:
-    drawn = []
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
+def positions(done: int, epochs: int) -> list[list[int]]:
+    """Of 8 steps in epochs of 3, begun after `done` of them."""
+    drawn: list[list[int]] = []
+    sampler = PositionSampler(3, 8, lambda: done + sum(map(len, drawn)))
+    for _ in range(epochs):
         drawn.append(list(sampler))
     return drawn
 
 
 def test_every_epoch_goes_on_where_the_last_one_ended() -> None:
-    assert positions(PositionSampler(3, total_steps=8), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert positions(0, 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
-def test_an_interrupted_epoch_starts_behind_what_was_done() -> None:
-    sampler = PositionSampler(3, total_steps=8)
-    sampler.done = 4
-    sampler.set_epoch(1)
-    assert list(sampler) == [4, 5]
-    sampler.set_epoch(2)
-    assert list(sampler) == [6, 7]
+@pytest.mark.parametrize(("done", "expected"), [
+    (4, [[4, 5], [6, 7]]), (3, [[3, 4, 5], [6, 7]]), (6, [[6, 7], []]), (8, [[], []])])
+def test_an_interrupted_epoch_starts_behind_what_was_done(
+    done: int, expected: list[list[int]]
+) -> None:
+    assert positions(done, 2) == expected
 
 
 # --- routing rows -----------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,15 @@ def test_training_items_are_the_windows(build, max_length: int) -> None:
     assert [tuple(map(int, column)) for column in columns] == expected
     assert (items.noised + items.context + 3 <= max_length).all()
     assert np.issubdtype(items.noised.dtype, np.integer)
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(build, tmp_path: Path) -> None:
+    old, new = tmp_path / "cache" / "a.1.partial", tmp_path / "cache" / "b.2.partial"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 3700,) * 2)
+    build([Example(text="t", label="go")])
+    assert not old.exists() and new.exists()
 
 
 # --- known mistakes ---------------------------------------------------------------------------

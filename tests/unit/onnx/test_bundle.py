@@ -79,7 +79,7 @@ def test_a_damaged_folder(changed: Callable[..., Path]) -> None:
         load_onnx(folder, "int8")
     assert load_onnx(folder, threads=1).precision == "fp32"
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match="not a complete export"):
+    with pytest.raises(InputError, match=r"tokenizer.json: cannot be read \(No such file"):
         load_onnx(folder)
     (folder / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read as a graph"):

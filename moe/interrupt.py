@@ -1,0 +1,72 @@
+"""SIGTERM and SIGINT: the first asks to stop at the next safe point, the second stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Handlers of both signals inside a `with` block; the exit code is 128 plus the signal.
+
+    Attributes:
+        received: The first signal, None before one.
+        deferred: Whether someone calls `check` at safe points; otherwise the first signal ends the
+            program where it stands.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if _in_main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Sets the handlers (again); other threads than the main one may not."""
+        if _in_main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
+
+    def check(self) -> None:
+        """Ends the program if a signal has come.
+
+        Raises:
+            SystemExit: With 143 after SIGTERM, 130 after SIGINT.
+        """
+        if self.received is not None:
+            raise SystemExit(128 + self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        # Not print: a handler may interrupt one that is writing.
+        word = "stopping after this step" if self.deferred else "stopping"
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: {word}; a second signal ends at once\n".encode())
+        if not self.deferred:
+            self.check()
+
+
+def ignore_in_worker(_: int) -> None:
+    """For data loaders: a signal to the whole process group is the training process's to answer."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
