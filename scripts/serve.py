@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--ckpt", dest="checkpoint", metavar="PATH", help="a .ckpt, a folder, or a hub id")
     add("--onnx", metavar="DIR", help="an export of scripts/export.py, instead of --ckpt")
+    add("--registry", metavar="DIR", help="models/NAME of scripts/gate.py: serve what is current")
+    add("--registry-seconds", type=float, default=2.0, help="between two looks at it")
     add("--precision", choices=["fp32", "int8"], help="of the export; int8 if that is fast here")
     add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
     add("--threads", type=int, help="of a batch on a CPU; one per core without it")

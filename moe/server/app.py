@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from moe.server.admission import check_key
 from moe.server.edge import Application, Edge
 from moe.server.errors import Refusal, failed, unhealthy
 from moe.server.page import page_response
+from moe.server.reload import watch
 from moe.server.schema import DESCRIPTION, ERRORS, PREDICT
 from moe.server.service import Service
 
@@ -36,7 +38,12 @@ def build_app(service: Service) -> Application:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        watcher = None
+        if service.settings.registry is not None:
+            watcher = asyncio.create_task(watch(service, service.settings.registry))
         yield
+        if watcher is not None:
+            watcher.cancel()
         service.batcher.close()
 
     app = FastAPI(
@@ -103,6 +110,7 @@ def describe(service: Service) -> dict[str, Any]:
     return {
         "model": service.served.name,
         "backend": service.served.backend,
+        "hash": service.served.hash,
         "version": own_version(),
         "tasks": tasks,
         "limits": asdict(service.settings.limits),

@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from moe.server.batcher import Batch, Batcher
+from moe.server.model import Served
 from moe.types import TaskSpec
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -102,6 +103,16 @@ class Metrics:
             ["task"],
             registry=registry,
         )
+        self.model = Info("moe_model", "the model of new requests", registry=registry)
+        self.swaps = Counter(
+            "moe_model_swaps", "versions that became current", ["result"], registry=registry
+        )
+        for result in ("served", "refused"):
+            self.swaps.labels(result)
+        self._begin(tasks)
+
+    def _begin(self, tasks: Sequence[TaskSpec]) -> None:
+        """Series of tasks and experts, from 0."""
         for task in tasks:
             self.tasks.labels(task.name)
             for name in task.expert_names:
@@ -110,6 +121,11 @@ class Metrics:
                 self.no_answer.labels(task.name)
             elif task.out_of_scope is not None:
                 self.out_of_scope.labels(task.name)
+
+    def serve(self, served: Served) -> None:
+        """Says which model new requests get."""
+        self.model.info({"name": served.name, "hash": served.hash or ""})
+        self._begin(served.tasks)
 
     def watch(self, batcher: Batcher) -> None:
         """Reads the length of the queue whenever it is asked for."""

@@ -29,6 +29,7 @@ from moe.server.metrics import Metrics
 from moe.server.model import Served
 from moe.server.settings import Settings
 
+MODEL_HASH = "x-model-hash"  # of a response: SHA-256 of the files of the model that answered
 _LONG = 10_000  # characters above which tokens are counted beside the loop, not on it
 
 log = logging.getLogger("moe.server")
@@ -47,7 +48,7 @@ class Service:
     """
 
     def __init__(self, served: Served, settings: Settings, version: str) -> None:
-        self.served = served
+        self._served = served
         self.settings = settings
         self.draining = False
         self.metrics = Metrics(served.tasks, served.backend, version)
@@ -59,6 +60,19 @@ class Service:
             observe=self.metrics.batch,
         )
         self.metrics.watch(self.batcher)
+        self.metrics.serve(served)
+
+    @property
+    def served(self) -> Served:
+        """The model that new requests get."""
+        return self._served
+
+    def replace(self, served: Served) -> None:
+        """Gives new requests another model; those that were accepted keep theirs."""
+        self._served = served
+        self.metrics.serve(served)
+        fields = {"model": served.name, "backend": served.backend, "hash": served.hash}
+        log.info("swapped", extra={"fields": fields})
 
     async def predict(self, request: HttpRequest) -> Response:
         """Answers the requests of a body.
@@ -68,12 +82,14 @@ class Service:
         """
         note: Note = request.state.note
         try:
-            asked = await self._admit(request)
+            body = await self._admit(request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        tokens = await self._count(asked.requests)
+        served = self.served  # one model checks, counts and answers, also if it is replaced now
+        asked = check_requests(parse_body(body), self.settings.limits, served.tasks)
+        tokens = await self._count(asked.requests, served)
         note.fields |= {"items": len(tokens), "tokens": sum(tokens)}
-        outcomes = await self._outcomes(request, self._submit(asked.requests, tokens))
+        outcomes = await self._outcomes(request, self._submit(asked.requests, tokens, served))
         if outcomes is None:
             return Response(status_code=CLIENT_GONE)
         answers = [_checked(outcome, note) for outcome in outcomes]
@@ -82,9 +98,13 @@ class Service:
         text = json.dumps(
             answers if asked.many else answers[0], ensure_ascii=False, allow_nan=False
         )
-        return Response(text.encode("utf-8", "replace"), media_type="application/json")
+        return Response(
+            text.encode("utf-8", "replace"),
+            media_type="application/json",
+            headers={} if served.hash is None else {MODEL_HASH: served.hash},
+        )
 
-    async def _admit(self, request: HttpRequest) -> Asked:
+    async def _admit(self, request: HttpRequest) -> bytes:
         limits = self.settings.limits
         check_key(request.headers.get("authorization"), self.settings.api_keys)
         check_type(request.headers)
@@ -92,11 +112,10 @@ class Service:
             raise unhealthy("the server is shutting down")
         if self.batcher.full:  # before the body is read: a refusal has to be cheap
             raise overloaded(self.batcher.retry_after())
-        body = await read_body(request.stream(), request.headers.get("content-length"), limits)
-        return check_requests(parse_body(body), limits, self.served.tasks)
+        return await read_body(request.stream(), request.headers.get("content-length"), limits)
 
-    async def _count(self, requests: Sequence[Request]) -> list[int]:
-        count = self.served.count_tokens
+    async def _count(self, requests: Sequence[Request], served: Served) -> list[int]:
+        count = served.count_tokens
         size = sum(len(request.text) + len(request.context or "") for request in requests)
         tokens = await asyncio.to_thread(count, requests) if size > _LONG else count(requests)
         most = self.settings.limits.queue_tokens
@@ -105,10 +124,10 @@ class Service:
         return tokens
 
     def _submit(
-        self, requests: Sequence[Request], tokens: Sequence[int]
+        self, requests: Sequence[Request], tokens: Sequence[int], served: Served
     ) -> list[asyncio.Future[Answer]]:
         try:
-            return self.batcher.submit(requests, tokens)
+            return self.batcher.submit(requests, tokens, served.answer)
         except QueueFull as error:
             raise overloaded(error.retry_after) from error
 

@@ -52,6 +52,9 @@ class Settings:
     Attributes:
         checkpoint: A `.ckpt`, a folder or a hub id; None where `onnx` is given.
         onnx: An export of `scripts/export.py`, instead of a checkpoint.
+        registry: `models/NAME` of `scripts/gate.py promote`: what is current there is served, and
+            replaced when another version becomes current.
+        registry_seconds: Time between two looks at what is current, at least 0.05.
         precision: Of the export, `fp32` or `int8`; None chooses (`moe.onnx.bundle.load_onnx`).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         threads: CPU threads of a batch; None takes one per core.
@@ -64,6 +67,8 @@ class Settings:
 
     checkpoint: str | None = None
     onnx: str | None = None
+    registry: str | None = None
+    registry_seconds: float = 2.0
     precision: Literal["fp32", "int8"] | None = None
     device: str | None = None
     threads: int | None = None
@@ -74,8 +79,15 @@ class Settings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.onnx is None):
-            raise InputError("server: give either --ckpt PATH or --onnx DIR")
+        given = [v for v in (self.checkpoint, self.onnx, self.registry) if v is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"server: give one of --ckpt PATH, --onnx DIR and --registry DIR, got {given}"
+            )
+        if self.registry_seconds < 0.05:
+            raise InputError(
+                f"server: --registry-seconds must be at least 0.05, got {self.registry_seconds:g}"
+            )
         if self.onnx is not None and self.device is not None:
             raise InputError(
                 f"server: --device {self.device} goes with --ckpt; --onnx computes on the CPU"
