@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from moe.config import ExperimentConfig, config_from_dict
 from moe.data.windows import TextTokenizer
 from moe.encoder import build_encoder
 from moe.model import Mixture, build_model
+from moe.profile import Profile
 from moe.types import InputError, TaskSpec
 
 FORMAT_VERSION = 2
 MODEL_TYPE = "mixture-of-experts"
-_REFERENCE = "reference."  # of the names in model.safetensors that are no weights
+_REFERENCE, _PROFILE = "reference.", "profile."  # of names in model.safetensors: no weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Bundle:
         calibration: Fitted temperatures and thresholds.
         precision: The Trainer's precision in training, such as `32-true` or `bf16-mixed`.
         metrics: Validation at which it was saved, in the shape of `eval.py --json`.
+        profile: The rows of that validation as numbers, None in older checkpoints.
     """
 
     model: Mixture
@@ -51,6 +53,7 @@ class Bundle:
     calibration: Calibration
     precision: str
     metrics: dict[str, Any]
+    profile: Profile | None = None
 
 
 def identity(
@@ -76,6 +79,16 @@ def reference_tensors(calibration: Calibration) -> dict[str, Tensor]:
     return {name: torch.from_numpy(v).half() for name, v in calibration.arrays().items()}
 
 
+def profile_tensors(profile: Profile | None) -> dict[str, Tensor]:
+    """The arrays of a profile, for a checkpoint."""
+    return {} if profile is None else {k: torch.from_numpy(v) for k, v in profile.arrays().items()}
+
+
+def load_profile(saved: Mapping[str, Tensor] | None) -> Profile | None:
+    """What `profile_tensors` gave; None of a checkpoint without."""
+    return Profile.from_arrays({k: v.numpy() for k, v in saved.items()}) if saved else None
+
+
 def _check_version(saved: dict[str, Any], path: Path) -> None:
     version = saved.get("format_version")
     if version != FORMAT_VERSION:
@@ -97,6 +110,7 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
             saved["calibration"],
             {name: kept.float().numpy() for name, kept in saved.get("reference", {}).items()},
         )
+        profile = load_profile(saved.get("profile"))
         if model.multi_task_threshold is None:
             model.multi_task_threshold = calibration.second_task
     except (KeyError, TypeError, RuntimeError) as error:
@@ -111,6 +125,7 @@ def _assemble(saved: dict[str, Any], state: dict[str, Tensor], path: Path) -> Bu
         calibration=calibration,
         precision=saved["precision"],
         metrics=saved["metrics"],
+        profile=profile,
     )
 
 
@@ -150,11 +165,9 @@ def _load_folder(folder: Path) -> Bundle:
         state = load_file(folder / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be read ({error})") from error
-    saved["reference"] = {
-        name.removeprefix(_REFERENCE): state.pop(name)
-        for name in [*state]
-        if name.startswith(_REFERENCE)
-    }
+    for key, prefix in (("reference", _REFERENCE), ("profile", _PROFILE)):
+        names = [name for name in state if name.startswith(prefix)]
+        saved[key] = {name.removeprefix(prefix): state.pop(name) for name in names}
     saved["tokenizer"] = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return _assemble(saved, state, folder)
 
@@ -205,6 +218,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> None:
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     state |= {_REFERENCE + k: v for k, v in reference_tensors(bundle.calibration).items()}
+    state |= {_PROFILE + k: v for k, v in profile_tensors(bundle.profile).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from moe.abstain import Vectors
 from moe.answers import routing_answer
@@ -17,6 +19,8 @@ from moe.explain import explanation, refusals, similarities
 from moe.requests import Request, parse_request
 from moe.streams import respond
 from moe.types import InputError, TaskSpec
+
+Explain = bool | Literal["embedding"]
 
 
 class Predictor(ABC):
@@ -44,8 +48,16 @@ class Predictor(ABC):
         self._window_size = {"max_length": max_length, "stride": stride}
 
     @abstractmethod
-    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
-        """Answers checked requests in their order, all in memory at once."""
+    def answer(
+        self, requests: Sequence[Request], *, explain: Explain = False
+    ) -> list[dict[str, Any]]:
+        """Answers checked requests in their order, all in memory at once.
+
+        Args:
+            requests: Checked.
+            explain: Adds to each answer what the gate saw (`moe.explain.explanation`); with
+                `embedding` also the vector that it read, (D,) float16.
+        """
 
     def predict(
         self,
@@ -157,6 +169,7 @@ class Predictor(ABC):
         probability_NE: Any,
         mass_NT: Any,
         answerable_NT: Any,
+        explain: Explain,
     ) -> None:
         """Adds to each record what the gate saw."""
         reference = self._calibration.reference
@@ -170,3 +183,5 @@ class Predictor(ABC):
                 distance=None if distances is None else distances[row],
                 reason=reason,
             )
+            if explain == "embedding":
+                record["explanation"]["embedding"] = pooled_ND[row].astype(np.float16)

@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     add("--grace-seconds", type=float, default=25.0, help="for accepted requests at SIGTERM")
     add("--api-key-file", metavar="FILE", help="keys, one a line; without it everyone may ask")
     add("--log-texts", action="store_true", default=False, help="log requests and answers too")
+    add("--telemetry", metavar="DIR", help="write Parquet rows about requests, without their text")
+    add("--telemetry-embeddings", action="store_true", default=False, help="with embeddings")
+    add("--telemetry-bytes", type=int, default=2**30, help="of the folder; the oldest rows go")
     return options
 
 

@@ -37,14 +37,14 @@ def build_app(service: Service) -> Application:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
+        service.start()
         watcher = None
         if service.settings.registry is not None:
             watcher = asyncio.create_task(watch(service, service.settings.registry))
         yield
         if watcher is not None:
             watcher.cancel()
-        service.batcher.close()
+        service.close()
 
     app = FastAPI(
         title="Mixture of experts",

@@ -44,6 +44,7 @@ class Job:
         request: Checked.
         tokens: What it costs, in tokens.
         answer: What answers it; a batch has one.
+        model: Hash of the model that it belongs to.
         arrived: `time.perf_counter()` when it was accepted.
         future: Of its answer, on the server's loop.
     """
@@ -51,6 +52,7 @@ class Job:
     request: Request
     tokens: int
     answer: Answering
+    model: str
     arrived: float
     future: asyncio.Future[Answer]
 
@@ -162,6 +164,7 @@ class Batcher:
         requests: Sequence[Request],
         tokens: Sequence[int],
         answer: Answering | None = None,
+        model: str = "",
     ) -> list[asyncio.Future[Answer]]:
         """Accepts all of these requests, or none.
 
@@ -169,6 +172,7 @@ class Batcher:
             requests: Checked.
             tokens: What each costs.
             answer: What answers them; a batch never mixes the requests of two.
+            model: Hash of the model, for `observe`.
 
         Returns:
             For each the future of its answer; cancel it to drop the request from the queue.
@@ -183,6 +187,7 @@ class Batcher:
                 request=request,
                 tokens=cost,
                 answer=answer or self._default,
+                model=model,
                 arrived=arrived,
                 future=loop.create_future(),
             )

@@ -103,6 +103,9 @@ class Metrics:
             ["task"],
             registry=registry,
         )
+        self.telemetry_dropped = Counter(
+            "moe_telemetry_dropped", "rows of telemetry that were lost", registry=registry
+        )
         self.model = Info("moe_model", "the model of new requests", registry=registry)
         self.swaps = Counter(
             "moe_model_swaps", "versions that became current", ["result"], registry=registry

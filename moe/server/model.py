@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,18 @@ def _load(source: str, backend: str, precision: Any, settings: Settings) -> Serv
         name=_name(source),
         backend=backend,
         tasks=model.tasks,
-        answer=model.answer,
+        answer=_answering(model, settings),
         count_tokens=model.count_tokens,
         hash=model_hash(Path(source)) if Path(source).exists() else None,
     )
+
+
+def _answering(model: Any, settings: Settings) -> Callable[..., Sequence[dict[str, Any]]]:
+    """With telemetry each answer holds what the gate saw; the service takes it out again."""
+    if settings.telemetry is None:
+        answer: Callable[..., Sequence[dict[str, Any]]] = model.answer
+        return answer
+    return partial(model.answer, explain="embedding" if settings.telemetry_embeddings else True)
 
 
 def _name(source: str) -> str:

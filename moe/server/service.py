@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from moe.monitor.telemetry import Row, TelemetryWriter, row_of
 from moe.requests import Request
 from moe.server.admission import (
     Asked,
@@ -22,7 +23,7 @@ from moe.server.admission import (
     parse_body,
     read_body,
 )
-from moe.server.batcher import Answer, Batcher, QueueFull
+from moe.server.batcher import Answer, Batch, Batcher, Job, QueueFull
 from moe.server.edge import CLIENT_GONE, Note
 from moe.server.errors import failed, overloaded, too_large, unhealthy
 from moe.server.metrics import Metrics
@@ -57,10 +58,36 @@ class Service:
             batch_tokens=settings.limits.batch_tokens,
             queue_items=settings.limits.queue_items,
             queue_tokens=settings.limits.queue_tokens,
-            observe=self.metrics.batch,
+            observe=self._observe,
         )
+        self.telemetry: TelemetryWriter | None = None
+        if settings.telemetry is not None:
+            self.telemetry = TelemetryWriter(
+                settings.telemetry,
+                max_bytes=settings.telemetry_bytes,
+                dropped=self.metrics.telemetry_dropped.inc,
+            )
         self.metrics.watch(self.batcher)
         self.metrics.serve(served)
+
+    def start(self) -> None:
+        """Starts the worker, on the running loop."""
+        if self.telemetry is not None:
+            self.telemetry.start()
+        self.batcher.start()
+
+    def close(self) -> None:
+        """Lets the worker end, and writes the telemetry that waits."""
+        self.batcher.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
+
+    def _observe(self, batch: Batch) -> None:
+        self.metrics.batch(batch)
+        if self.telemetry is not None:
+            for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
+                if not isinstance(outcome, Exception):
+                    self.telemetry.record(_row(job, outcome, batch))
 
     @property
     def served(self) -> Served:
@@ -93,6 +120,8 @@ class Service:
         if outcomes is None:
             return Response(status_code=CLIENT_GONE)
         answers = [_checked(outcome, note) for outcome in outcomes]
+        for answer in answers:
+            answer.pop("explanation", None)  # was for telemetry
         self._note(note, asked, answers)
         # No NaN, which is no JSON; and whatever UTF-8 cannot hold becomes a question mark.
         text = json.dumps(
@@ -127,7 +156,7 @@ class Service:
         self, requests: Sequence[Request], tokens: Sequence[int], served: Served
     ) -> list[asyncio.Future[Answer]]:
         try:
-            return self.batcher.submit(requests, tokens, served.answer)
+            return self.batcher.submit(requests, tokens, served.answer, served.hash or "")
         except QueueFull as error:
             raise overloaded(error.retry_after) from error
 
@@ -152,6 +181,18 @@ class Service:
         if self.settings.log_texts:
             requests = [asdict(request) for request in asked.requests]
             note.fields |= {"requests": requests, "answers": answers}
+
+
+def _row(job: Job, answer: Answer, batch: Batch) -> Row:
+    request = job.request
+    return row_of(
+        answer,
+        named=request.tasks is not None,
+        tokens=job.tokens,
+        characters=len(request.text) + len(request.context or ""),
+        latency=1e3 * (batch.started + batch.seconds - job.arrived),
+        model=job.model,
+    )
 
 
 async def _disconnected(request: HttpRequest) -> None:

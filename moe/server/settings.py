@@ -62,6 +62,9 @@ class Settings:
         port: TCP port; 0 takes a free one, which the first log line names.
         api_keys: Accepted bearer tokens; empty lets everyone in.
         log_texts: Whether the log holds requests and answers.
+        telemetry: Folder of Parquet parts about requests, without their texts; None writes none.
+        telemetry_embeddings: Whether these hold what the gate read.
+        telemetry_bytes: Most bytes of the folder's parts, at least 1 MB.
         limits: See `Limits`.
     """
 
@@ -76,6 +79,9 @@ class Settings:
     port: int = 8000
     api_keys: tuple[bytes, ...] = field(default=(), repr=False)
     log_texts: bool = False
+    telemetry: str | None = None
+    telemetry_embeddings: bool = False
+    telemetry_bytes: int = 2**30
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -83,6 +89,12 @@ class Settings:
         if len(given) != 1:
             raise InputError(
                 f"server: give one of --ckpt PATH, --onnx DIR and --registry DIR, got {given}"
+            )
+        if self.telemetry is None and self.telemetry_embeddings:
+            raise InputError("server: --telemetry-embeddings goes with --telemetry DIR")
+        if self.telemetry_bytes < 1_000_000:
+            raise InputError(
+                f"server: --telemetry-bytes must be at least 1000000, got {self.telemetry_bytes}"
             )
         if self.registry_seconds < 0.05:
             raise InputError(

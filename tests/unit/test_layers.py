@@ -18,7 +18,7 @@ LAYERS = {
         "data.collate", "data.routing", "data.tables", "data.windows", "data.mixing",
         "data.prepare"},
     2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
-        "evaluation", "data.module"},
+        "evaluation", "profile", "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
     5: {"batch_prediction", "pipeline", "server.__init__", "server.admission", "server.app",
         "server.batcher", "server.edge", "server.errors", "server.logs", "server.metrics",
