@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from moe.monitor.telemetry import Row, TelemetryWriter, row_of
+from moe.monitor.rows import Row, row_of
+from moe.monitor.telemetry import TelemetryWriter
 from moe.requests import Request
 from moe.server.admission import (
     Asked,

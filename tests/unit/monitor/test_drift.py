@@ -70,7 +70,7 @@ def test_discrepancy_of_vectors() -> None:
 def test_p_values_of_unchanged_vectors_are_as_rare_as_they_say() -> None:
     chance = np.random.default_rng(1)
     found = [
-        same_vectors(*(chance.normal(size=(60, 4)).astype(np.float32) for _ in range(2)))[0]
+        same_vectors(*(chance.normal(size=(40, 4)).astype(np.float32) for _ in range(2)))[0]
         for _ in range(200)
     ]
     # 20 of 200 are expected below 0.1, with a deviation of 4.2.
@@ -95,8 +95,8 @@ def test_unchanged_traffic_raises_no_alert(
     ({"second": 0.8}, "expert load", "load inside mood: mood-0 fell from"),
     ({"refused": 0.15}, "abstained", "requests that fit no task rose from 0.0 % to"),
     ({"rejected": 0.3}, "out of scope", "out-of-scope rate of intent rose from"),
-    ({"strange": 0.5}, "strangeness", "likeness to texts of no task higher"),
-    ({"spelling": 0.5}, "spelling", "tokens a character higher"),
+    ({"strange": 0.5}, "strangeness", "likeness to texts of no task"),
+    ({"spelling": 0.5}, "spelling", "tokens a character"),
     ({"moved": 2.0}, "embedding", "embeddings moved"),
 ])  # fmt: skip
 def test_each_change_is_named(

@@ -16,7 +16,8 @@ import pytest
 
 from moe.monitor import telemetry
 from moe.monitor.reading import read_traffic
-from moe.monitor.telemetry import Row, TelemetryWriter, row_of
+from moe.monitor.rows import Row, row_of
+from moe.monitor.telemetry import TelemetryWriter
 from moe.types import InputError, TaskSpec
 
 SPECS = (
