@@ -240,7 +240,12 @@ def _model_card(bundle: Bundle) -> str:
     for task in bundle.model.tasks:
         for name, value in bundle.metrics.get("tasks", {}).get(task.name, {}).items():
             lines.append(f"| {task.name} | {task.num_experts} | {name} | {value:.4g} |")
+    for name, value in bundle.metrics.get("gate", {}).items():
+        lines.append(f"| gate | | {name} | {value:.4g} |")
     lines += [
+        "",
+        "Measured by the validation of the training, every row through the learned gate; thresholds",
+        "and temperatures were fitted on the same rows. `eval.py --ckpt PATH` measures again.",
         "",
         "```python",
         "from moe import MixtureOfExperts",
