@@ -244,8 +244,8 @@ def _model_card(bundle: Bundle) -> str:
         lines.append(f"| gate | | {name} | {value:.4g} |")
     lines += [
         "",
-        "Measured by the validation of the training, every row through the learned gate; thresholds",
-        "and temperatures were fitted on the same rows. `eval.py --ckpt PATH` measures again.",
+        "Measured by the validation of the training, every row through the learned gate;",
+        "thresholds and temperatures were fitted on the same rows. `eval.py` measures again.",
         "",
         "```python",
         "from moe import MixtureOfExperts",

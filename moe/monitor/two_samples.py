@@ -47,7 +47,10 @@ def same_rate(ours: int, our_rows: int, theirs: int, their_rows: int) -> float:
     hits = ours + theirs
     low, high = max(0, hits - their_rows), min(hits, our_rows)
     counts = np.arange(low, high + 1)
-    logs = np.array([_log_pairs(our_rows, k) + _log_pairs(their_rows, hits - k) for k in counts])
+    ways = [
+        _log_pairs(our_rows, k) + _log_pairs(their_rows, hits - k) for k in range(low, high + 1)
+    ]
+    logs = np.array(ways)
     chance = np.exp(logs - logs.max())
     chance /= chance.sum()
     tails = chance[counts >= ours].sum(), chance[counts <= ours].sum()
