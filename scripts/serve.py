@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--telemetry", metavar="DIR", help="write Parquet rows about requests, without their text")
     add("--telemetry-embeddings", action="store_true", default=False, help="with embeddings")
     add("--telemetry-bytes", type=int, default=2**30, help="of the folder; the oldest rows go")
+    add("--feedback", metavar="DIR", help="take corrections at POST /feedback into this folder")
+    add("--feedback-per-source", type=int, default=50, help="corrections a day from one source")
     return options
 
 

@@ -13,9 +13,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from moe.feedback import Quarantine
 from moe.server.admission import check_key
 from moe.server.edge import Application, Edge
 from moe.server.errors import Refusal, failed, unhealthy
+from moe.server.feedback import take
 from moe.server.page import page_response
 from moe.server.reload import watch
 from moe.server.schema import DESCRIPTION, ERRORS, PREDICT
@@ -58,6 +60,8 @@ def build_app(service: Service) -> Application:
     app.add_exception_handler(Exception, _broken)
     _add_predict(app, service)
     _add_probes(app, service)
+    if service.settings.feedback is not None:
+        _add_feedback(app, service, service.settings.feedback)
     return Edge(app, service.metrics, lambda: service.draining)
 
 
@@ -74,6 +78,14 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return page_response()
+
+
+def _add_feedback(app: FastAPI, service: Service, folder: str) -> None:
+    quarantine = Quarantine(folder, service.settings.feedback_per_source)
+
+    @app.post("/feedback", summary="Say what the right answer is", responses=ERRORS)
+    async def feedback(request: Request) -> dict[str, Any]:
+        return await take(service, quarantine, request)
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

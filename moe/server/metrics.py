@@ -23,7 +23,17 @@ _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Paths are free text: a client must not be able to make a series for each.
-_PATHS = ("/", "/predict", "/info", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
+_PATHS = (
+    "/",
+    "/predict",
+    "/feedback",
+    "/info",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+)
 
 
 class Metrics:

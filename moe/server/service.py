@@ -71,6 +71,11 @@ class Service:
         self.metrics.watch(self.batcher)
         self.metrics.serve(served)
 
+    @property
+    def served(self) -> Served:
+        """The model that new requests get."""
+        return self._served
+
     def start(self) -> None:
         """Starts the worker, on the running loop."""
         if self.telemetry is not None:
@@ -90,11 +95,6 @@ class Service:
                 if not isinstance(outcome, Exception):
                     self.telemetry.record(_row(job, outcome, batch))
 
-    @property
-    def served(self) -> Served:
-        """The model that new requests get."""
-        return self._served
-
     def replace(self, served: Served) -> None:
         """Gives new requests another model; those that were accepted keep theirs."""
         self._served = served
@@ -110,7 +110,7 @@ class Service:
         """
         note: Note = request.state.note
         try:
-            body = await self._admit(request)
+            body = await self.admit(request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         served = self.served  # one model checks, counts and answers, also if it is replaced now
@@ -134,7 +134,12 @@ class Service:
             headers={} if served.hash is None else {MODEL_HASH: served.hash},
         )
 
-    async def _admit(self, request: HttpRequest) -> bytes:
+    async def admit(self, request: HttpRequest) -> bytes:
+        """The body of a request that may be answered.
+
+        Raises:
+            Refusal: Its key, type or size, or the state of the server.
+        """
         limits = self.settings.limits
         check_key(request.headers.get("authorization"), self.settings.api_keys)
         check_type(request.headers)
@@ -143,6 +148,16 @@ class Service:
         if self.batcher.full:  # before the body is read: a refusal has to be cheap
             raise overloaded(self.batcher.retry_after())
         return await read_body(request.stream(), request.headers.get("content-length"), limits)
+
+    async def answer(self, request: Request, served: Served) -> Answer:
+        """The answer of a model to one request, after what waits.
+
+        Raises:
+            Refusal: The queue is full, or the request is too long.
+        """
+        tokens = await self._count([request], served)
+        answer: Answer = await self._submit([request], tokens, served)[0]
+        return answer
 
     async def _count(self, requests: Sequence[Request], served: Served) -> list[int]:
         count = served.count_tokens

@@ -65,6 +65,8 @@ class Settings:
         telemetry: Folder of Parquet parts about requests, without their texts; None writes none.
         telemetry_embeddings: Whether these hold what the gate read.
         telemetry_bytes: Most bytes of the folder's parts, at least 1 MB.
+        feedback: Folder of the quarantine of `POST /feedback`; None has no such route.
+        feedback_per_source: Most corrections of one source in a day, at least 1.
         limits: See `Limits`.
     """
 
@@ -82,6 +84,8 @@ class Settings:
     telemetry: str | None = None
     telemetry_embeddings: bool = False
     telemetry_bytes: int = 2**30
+    feedback: str | None = None
+    feedback_per_source: int = 50
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -89,6 +93,10 @@ class Settings:
         if len(given) != 1:
             raise InputError(
                 f"server: give one of --ckpt PATH, --onnx DIR and --registry DIR, got {given}"
+            )
+        if self.feedback_per_source < 1:
+            raise InputError(
+                f"server: --feedback-per-source must be at least 1, got {self.feedback_per_source}"
             )
         if self.telemetry is None and self.telemetry_embeddings:
             raise InputError("server: --telemetry-embeddings goes with --telemetry DIR")

@@ -21,8 +21,8 @@ LAYERS = {
         "evaluation", "profile", "data.module"},
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
     5: {"batch_prediction", "pipeline", "server.__init__", "server.admission", "server.app",
-        "server.batcher", "server.edge", "server.errors", "server.logs", "server.metrics",
-        "server.model", "server.page", "server.reload", "server.run", "server.schema",
+        "server.batcher", "server.edge", "server.errors", "server.feedback", "server.logs",
+        "server.metrics", "server.model", "server.page", "server.reload", "server.run", "server.schema",
         "server.service", "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
@@ -31,7 +31,7 @@ MAY_IMPORT = {
                   "batch_prediction"},
     "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "extract"},
     "fastapi": {"server.app"},
-    "starlette": {"server.app", "server.page", "server.service"},
+    "starlette": {"server.app", "server.feedback", "server.page", "server.service"},
     "uvicorn": {"server.run"},
     "prometheus_client": {"server.metrics"},
 }

@@ -130,16 +130,16 @@ class Running:
 @contextmanager
 def start(
     keys: tuple[bytes, ...] = (), log_texts: bool = False, settings: Settings | None = None,
-    **limits: Any,
+    loaded: bool = False, **limits: Any,
 ) -> Iterator[Running]:
-    """A server of `TextModel`, whose tokens are words, or of what the settings name."""
-    model = TextModel()
-    served = load(settings) if settings is not None else Served(
-        name="text", backend="none", tasks=TASKS, answer=model.answer,
-        count_tokens=lambda requests: [len(request.text.split()) for request in requests],
-    )
+    """A server of `TextModel`, whose tokens are words; `loaded` takes the settings' own model."""
     settings = settings or Settings(
         checkpoint="none", api_keys=keys, log_texts=log_texts, limits=Limits(**limits)
+    )
+    model = TextModel()
+    served = load(settings) if loaded else Served(
+        name="text", backend="none", tasks=TASKS, answer=model.answer,
+        count_tokens=lambda requests: [len(request.text.split()) for request in requests],
     )
     service = Service(served, settings, "1")
     config = uvicorn.Config(build_app(service), log_config=None, access_log=False, ws="none")

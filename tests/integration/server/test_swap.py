@@ -111,7 +111,10 @@ def swap_under_load(
 ) -> set[str]:
     """Promotes models of these kinds while clients ask; returns the hashes that answered."""
     stop = threading.Event()
-    with running(settings=settings(releases)) as server, ThreadPoolExecutor(clients) as pool:
+    with (
+        running(settings=settings(releases), loaded=True) as server,
+        ThreadPoolExecutor(clients) as pool,
+    ):
         client = server.client
         asking = [pool.submit(keep_asking, client, stop, releases) for _ in range(clients)]
         try:
@@ -148,7 +151,7 @@ def test_twenty_swaps_under_load(releases: Releases, running: Any, until: Any) -
 def test_a_rollback_is_served_too(releases: Releases, running: Any, until: Any) -> None:
     first = next(iter(releases.labels))
     second = releases.promote("good")
-    with running(settings=settings(releases)) as server:
+    with running(settings=settings(releases), loaded=True) as server:
         client = server.client
         assert client.predict(ASKED).headers["x-model-hash"] == second
         assert client.get("/info").json["model"] == "tiny/v2"

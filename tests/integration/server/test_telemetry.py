@@ -37,7 +37,7 @@ def test_rows_without_texts(model: Path, running: Any, tmp_path: Path, embedding
         telemetry_embeddings=embeddings,
     )
     expected = MixtureOfExperts.from_pretrained(model, "cpu").predict(REQUESTS)
-    with running(settings=settings) as server:
+    with running(settings=settings, loaded=True) as server:
         reply = server.client.predict(REQUESTS)
     assert reply.headers["x-model-hash"] == model_hash(model)
     for ours, theirs in zip(reply.json, expected, strict=True):
@@ -58,7 +58,7 @@ def test_a_folder_that_is_gone_costs_no_answer(model: Path, running: Any, tmp_pa
     settings = Settings(
         checkpoint=str(model), device="cpu", threads=1, telemetry=str(tmp_path / "telemetry")
     )
-    with running(settings=settings) as server:
+    with running(settings=settings, loaded=True) as server:
         server.service.telemetry._part_rows = 1
         shutil.rmtree(tmp_path / "telemetry")
         for _ in range(3):
