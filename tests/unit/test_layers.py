@@ -22,8 +22,8 @@ LAYERS = {
     3: {"lit", "checkpoint", "callbacks", "plots", "pictures"},
     5: {"batch_prediction", "pipeline", "server.__init__", "server.admission", "server.app",
         "server.batcher", "server.edge", "server.errors", "server.feedback", "server.logs",
-        "server.metrics", "server.model", "server.page", "server.reload", "server.run", "server.schema",
-        "server.service", "server.settings"},
+        "server.metrics", "server.model", "server.page", "server.reload", "server.run",
+        "server.schema", "server.service", "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
