@@ -18,6 +18,7 @@ def main() -> None:
     add = parser.add_argument
     add("--ckpt", required=True, help="a .ckpt, a folder, or a hub id")
     add("--data.root", dest="root", metavar="DIR", help="of relative sources")
+    add("--tokens", type=int, help="of the rows of each task; all rows without it")
     add("--streams", type=int, default=20, help="of each kind")
     add("--length", type=int, default=10_000, help="requests of an unchanged stream")
     add("--window", type=int, default=500)
@@ -31,7 +32,9 @@ def main() -> None:
     from moe.monitor.study import answer_rows, study, study_text
 
     config = DriftConfig(window=values.window, alpha=values.alpha, horizon=values.horizon)
-    report = study(answer_rows(values.ckpt, values.root), config, values.streams, values.length)
+    report = study(
+        answer_rows(values.ckpt, values.root, values.tokens), config, values.streams, values.length
+    )
     print(study_text(report))
     if values.json:
         write_json(report, values.json)

@@ -89,7 +89,8 @@ def watch(
         window, alpha, horizon: Of `DriftConfig`.
         html, json, tensorboard: Where reports go.
     """
-    config = DriftConfig(window=window, alpha=alpha, horizon=horizon)
+    is_sample = reference is not None and Path(reference).is_dir()
+    config = DriftConfig(window=window, alpha=alpha, horizon=horizon, known_mix=not is_sample)
     bundle = load_bundle(ckpt)
     specs = bundle.model.tasks
     expected_rows = find_reference(bundle, ckpt, reference, model)

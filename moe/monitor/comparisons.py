@@ -8,6 +8,7 @@ Dimensions: N requests of a window, M of the reference, T tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,16 +18,18 @@ from moe.profile import Profile
 from moe.types import TaskSpec, expert_columns
 
 _END = 0.05  # share of the reference's requests of a task that counts as its end
-_MATCHED = 1000  # rows of the reference that embeddings are compared with
+_MATCHED = 700  # rows of the reference that embeddings are compared with
 
 Found = tuple[float, float, str]
 Comparison = Callable[[Profile, Profile, Sequence[TaskSpec]], Found]
 
 
-def _task_share(ours: Profile, theirs: Profile, specs: Sequence[TaskSpec]) -> Found:
+def _task_share(
+    ours: Profile, theirs: Profile, specs: Sequence[TaskSpec], known: bool = False
+) -> Found:
     counts = [np.bincount(p.task_N[~p.abstained_N], minlength=len(specs)) for p in (ours, theirs)]
     shares = [count / max(count.sum(), 1) for count in counts]
-    p = same_shares(counts[0].tolist(), counts[1].tolist())
+    p = same_shares(counts[0].tolist(), counts[1].tolist(), known=known)
     moved = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")
     words = [
         f"{specs[t].name} {_from_to(shares[1][t], shares[0][t])}"
@@ -186,7 +189,7 @@ def _from_to(before: float, after: float) -> str:
     return f"{verb} from {100 * before:.1f} % to {100 * after:.1f} %"
 
 
-COMPARISONS: Mapping[str, Comparison] = {
+_COMPARISONS: Mapping[str, Comparison] = {
     "task share": _task_share,
     "expert load": _expert_load,
     "abstained": _abstained,
@@ -197,3 +200,12 @@ COMPARISONS: Mapping[str, Comparison] = {
     "spelling": _values("spelling_N", "tokens a character", "high"),
     "embedding": _embedding,
 }
+
+
+def comparisons(known_mix: bool) -> Mapping[str, Comparison]:
+    """All comparisons by the name of their signal.
+
+    Args:
+        known_mix: Whether the reference's shares of the tasks are exact, and not those of a sample.
+    """
+    return {**_COMPARISONS, "task share": partial(_task_share, known=known_mix)}

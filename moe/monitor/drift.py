@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe.model_config import check_range
-from moe.monitor.comparisons import COMPARISONS
+from moe.monitor.comparisons import comparisons
 from moe.monitor.reading import Traffic
 from moe.profile import Profile
 from moe.types import InputError, TaskSpec
@@ -42,11 +42,14 @@ class DriftConfig:
         window: Requests of a window; a rest that is shorter waits for more.
         alpha: Chance of any alert over `horizon` windows of unchanged traffic, in (0, 0.5].
         horizon: Windows over which `alpha` is shared.
+        known_mix: Whether the reference's shares of the tasks are meant so, as those of validation
+            rows are, and are not the shares of a sample of traffic.
     """
 
     window: int = 500
     alpha: float = 0.01
     horizon: int = 20
+    known_mix: bool = True
 
     def __post_init__(self) -> None:
         check_range("monitor", self, "window", 100)
@@ -140,7 +143,7 @@ def _window(
     kept = np.bincount(ours.task_N[~ours.abstained_N], minlength=len(specs))
     names = [spec.name for spec in specs]
     signals = []
-    for name, compare in COMPARISONS.items():
+    for name, compare in comparisons(config.known_mix).items():
         p, value, reason = compare(ours, reference, specs)
         signals.append(Signal(name=name, p=p, level=config.level(name), value=value, reason=reason))
     return Window(

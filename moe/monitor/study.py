@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from moe.data.augment import misspell
 from moe.data.routing import read_routing_rows
+from moe.data.tables import TaskTable
 from moe.measure import build_test_tables
 from moe.monitor.drift import DriftConfig, Window, watch_traffic
 from moe.monitor.reading import Traffic, read_traffic
@@ -53,16 +54,17 @@ class Answered:
     strangers: Profile
 
 
-def answer_rows(source: str, root: str | None = None) -> Answered:
+def answer_rows(source: str, root: str | None = None, tokens: int | None = None) -> Answered:
     """Answers the validation rows of a checkpoint, and the strangers of `sample:routing`.
 
     Args:
         source: Checkpoint, folder or hub id.
         root: Folder of relative sources; None is that of the training.
+        tokens: Of the rows of each task, chosen at random; None takes all rows.
     """
     model = MixtureOfExperts.from_pretrained(source)
     names = [spec.name for spec in model.tasks]
-    tables = build_test_tables(model.bundle, (), root)
+    tables = [_some(table, tokens) for table in build_test_tables(model.bundle, (), root)]
     records = [record for table in tables for record in table.read(range(len(table)))]
     clean = [{"text": record["text"], "context": record["context"]} for record in records]
     misspelt = [{**request, "text": misspell(request["text"])} for request in clean]
@@ -75,6 +77,15 @@ def answer_rows(source: str, root: str | None = None) -> Answered:
         misspelt=profile_of(model, misspelt),
         strangers=profile_of(model, strangers),
     )
+
+
+def _some(table: TaskTable, tokens: int | None) -> TaskTable:
+    if tokens is None:
+        return table
+    order = np.random.default_rng(0).permutation(len(table))
+    lengths = (table.lengths("text_ids") + table.lengths("context_ids"))[order]
+    count = max(1, int(np.searchsorted(np.cumsum(lengths), tokens)))
+    return replace(table, rows=table.rows.select(order[:count]))
 
 
 def profile_of(model: MixtureOfExperts, requests: Sequence[Mapping[str, Any]]) -> Profile:

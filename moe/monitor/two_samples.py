@@ -14,16 +14,22 @@ from numpy.typing import NDArray
 
 from moe.decode import Floats
 
-PERMUTATIONS = 500
+PERMUTATIONS = 250
 
 
-def same_shares(ours_K: Sequence[int], theirs_K: Sequence[int]) -> float:
-    """Pearson's chi-square test of homogeneity over the categories that occur.
+def same_shares(ours_K: Sequence[int], theirs_K: Sequence[int], known: bool = False) -> float:
+    """Pearson's chi-square test over the categories that occur.
 
     Categories of which fewer than 5 are expected are put together, since its distribution would
     not hold.
+
+    Args:
+        ours_K, theirs_K: Counts.
+        known: Whether the shares of theirs are exact; else both are samples.
     """
     table = np.array([ours_K, theirs_K], dtype=float)
+    if known:  # so large a sample has no error of its own
+        table[1] *= 1e9 / max(table[1].sum(), 1)
     share = table.sum(1).min() / max(table.sum(), 1)
     rare_K = table.sum(0) * share < 5
     table = np.concatenate([table[:, ~rare_K], table[:, rare_K].sum(1, keepdims=True)], axis=1)

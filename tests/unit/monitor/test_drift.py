@@ -29,6 +29,8 @@ def test_chi_square_of_shares() -> None:
     # Two degrees of freedom: p = exp(-statistic / 2).
     # 30, 20, 10 against 10, 20, 30 of 60: expected 20, so 4 * 100 / 20 = 20.
     assert same_shares([30, 20, 10], [10, 20, 30]) == pytest.approx(math.exp(-10))
+    # Exact shares of a half: 5 off an expected 25 twice, so 25 / 25 * 2 = 2.
+    assert same_shares([30, 20], [7, 7], known=True) == pytest.approx(math.erfc(1.0), rel=1e-6)
     assert same_shares([0, 50], [0, 70]) == 1.0 and same_shares([0, 0], [3, 4]) == 1.0
 
 
