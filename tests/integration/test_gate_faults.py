@@ -18,7 +18,6 @@ import yaml
 from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.windows import TextTokenizer
 from moe.release.check import check
-from moe.types import expert_columns
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., Any]
@@ -99,13 +98,18 @@ def labels_swapped(bundle: Bundle) -> None:
     )
 
 
+def experts(bundle: Bundle, task: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The named parameters of a task's experts."""
+    spec = next(spec for spec in bundle.model.tasks if spec.name == task)
+    for name in spec.expert_names:
+        yield from bundle.model.experts[name].named_parameters()
+
+
 def head(bundle: Bundle, task: str) -> Iterator[torch.Tensor]:
     """The parameters of the heads of a task's experts."""
-    names = [spec.name for spec in bundle.model.tasks]
-    for column in expert_columns(bundle.model.tasks)[names.index(task)]:
-        for name, parameter in bundle.model.experts[column].named_parameters():
-            if "trunk" not in name:
-                yield parameter
+    for name, parameter in experts(bundle, task):
+        if "trunk" not in name:
+            yield parameter
 
 
 def logits_swapped(bundle: Bundle) -> None:
@@ -122,10 +126,8 @@ def gate_permuted(bundle: Bundle) -> None:
 
 def zeroed(task: str) -> Damage:
     def damage(bundle: Bundle) -> None:
-        names = [spec.name for spec in bundle.model.tasks]
-        for column in expert_columns(bundle.model.tasks)[names.index(task)]:
-            for parameter in bundle.model.experts[column].parameters():
-                parameter.zero_()
+        for _, parameter in experts(bundle, task):
+            parameter.zero_()
 
     return damage
 
@@ -156,7 +158,7 @@ def words_moved(bundle: Bundle) -> None:
 
 
 def not_a_number(bundle: Bundle) -> None:
-    next(iter(bundle.model.experts[0].parameters()))[0] = float("nan")
+    next(head(bundle, "mood")).fill_(float("nan"))
 
 
 FROZEN: dict[str, Damage] = {
