@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -35,6 +35,7 @@ from moe.config import ExperimentConfig, config_from_dict
 from moe.data.windows import TextTokenizer
 from moe.durable import save
 from moe.model import Mixture
+from moe.profile import Profile
 from moe.types import InputError, TaskSpec
 
 
@@ -52,6 +53,7 @@ class Bundle:
         memory: By task, and of the routing rows and of texts that fit no task: (X, P) embeddings of
             training rows, what the gate reads and the middle layer's; empty without any.
         history: What was changed since training (`moe.bricks.history`).
+        profile: The rows of that validation as numbers, None in older checkpoints.
     """
 
     model: Mixture
@@ -62,6 +64,7 @@ class Bundle:
     metrics: dict[str, Any]
     memory: Mapping[str, Vectors] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
+    profile: Profile | None = None
 
 
 def identity(
@@ -92,13 +95,28 @@ def memory_tensors(memory: Mapping[str, Vectors]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(rows_XP).half() for name, rows_XP in memory.items()}
 
 
+def profile_tensors(profile: Profile | None) -> dict[str, Tensor]:
+    """The arrays of a profile, for a checkpoint."""
+    return {} if profile is None else {k: torch.from_numpy(v) for k, v in profile.arrays().items()}
+
+
+def load_profile(saved: Mapping[str, Tensor] | None) -> Profile | None:
+    """What `profile_tensors` gave; None of a checkpoint without."""
+    return Profile.from_arrays({k: v.numpy() for k, v in saved.items()}) if saved else None
+
+
 def kept_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """By name, what a checkpoint holds in half precision beside its weights."""
-    kept = {
+    """By name, the tensors that a checkpoint holds beside its weights."""
+    kept = _kept(bundle)
+    return {f"{kind}.{name}": tensor for kind in KEPT for name, tensor in kept[kind].items()}
+
+
+def _kept(bundle: Bundle) -> dict[str, dict[str, Tensor]]:
+    return {
         "reference": reference_tensors(bundle.calibration),
         "memory": memory_tensors(bundle.memory),
+        "profile": profile_tensors(bundle.profile),
     }
-    return {f"{kind}.{name}": tensor for kind in KEPT for name, tensor in kept[kind].items()}
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
@@ -125,6 +143,7 @@ def _assemble(saved: Mapping[str, Any], state: Mapping[str, Tensor], path: Path)
             metrics=saved["metrics"],
             memory=arrays(saved.get("memory", {})),
             history=tuple(saved.get("history", ())),
+            profile=load_profile(saved.get("profile")),
         )
     except INCOMPLETE as error:
         raise incomplete(path, error) from error
@@ -172,8 +191,7 @@ def _content(bundle: Bundle) -> dict[str, Any]:
     return {
         **identity(bundle.config, model.tasks, model.encoder, bundle.tokenizer, bundle.precision),
         "calibration": bundle.calibration.to_dict(),
-        "reference": reference_tensors(bundle.calibration),
-        "memory": memory_tensors(bundle.memory),
+        **_kept(bundle),
         "metrics": bundle.metrics,
         "history": list(bundle.history),
     }
@@ -189,7 +207,7 @@ def save_checkpoint(bundle: Bundle, path: str | Path) -> None:
     state = {f"model.{name}": tensor for name, tensor in bundle.model.state_dict().items()}
     content = {"state_dict": state, "mixture": _content(bundle)}
     try:
-        save(path, lambda file: torch.save(content, file))
+        save(path, lambda file: torch.save(content, cast(IO[bytes], file)))
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror})") from error
 
@@ -226,7 +244,12 @@ def _model_card(bundle: Bundle) -> str:
     for task in bundle.model.tasks:
         for name, value in bundle.metrics.get("tasks", {}).get(task.name, {}).items():
             lines.append(f"| {task.name} | {task.num_experts} | {name} | {value:.4g} |")
+    for name, value in bundle.metrics.get("gate", {}).items():
+        lines.append(f"| gate | | {name} | {value:.4g} |")
     lines += [
+        "",
+        "Measured by the validation of the training, every row through the learned gate;",
+        "thresholds and temperatures were fitted on the same rows. `eval.py` measures again.",
         "",
         "```python",
         "from moe import MixtureOfExperts",

@@ -35,10 +35,11 @@ FORMAT_VERSION = 3  # since 3 experts may be added, merged and removed; 2 is rea
 READ_VERSIONS = (2, 3)
 MODEL_TYPE = "mixture-of-experts"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a model folder, and its card
-KEPT = ("reference", "memory")  # the beginnings of names in model.safetensors that are no weights
+# No weights; so begin their names in model.safetensors. A profile has NaN for what is not there.
+KEPT = ("reference", "memory", "profile")
 _MIXTURE = {
     "format_version", "config", "tasks", "encoder", "tokenizer", "precision", "calibration",
-    "reference", "memory", "metrics", "history",
+    "reference", "memory", "profile", "metrics", "history",
 }  # fmt: skip
 _LIGHTNING = {
     "mixture", "guard", "state_dict", "epoch", "global_step", "pytorch-lightning_version",
@@ -143,8 +144,9 @@ def read_lightning(path: Path) -> dict[str, Any]:
     _check_described(claimed["mixture"], weights_of(claimed, path), path)
     _known_only(claimed, _LIGHTNING, path)
     content: dict[str, Any] = _load(path, "cpu")
-    kept = {name: content.get(name, {}) for name in ("state_dict", "optimizer_states")}
-    _check_finite({**kept, **{kind: content["mixture"].get(kind, {}) for kind in KEPT}}, path)
+    numbers = {name: content.get(name, {}) for name in ("state_dict", "optimizer_states")}
+    numbers |= {name: content["mixture"].get(name, {}) for name in KEPT if name != "profile"}
+    _check_finite(numbers, path)
     return content
 
 
@@ -188,7 +190,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = {name: tensor for name, tensor in claimed.items() if not name.startswith(beginnings)}
     _check_described(saved, state, folder)
     tensors = load_file(weights)
-    _check_finite(tensors, weights)
+    numbers = {name: t for name, t in tensors.items() if not name.startswith("profile.")}
+    _check_finite(numbers, weights)
     for kind in KEPT:
         saved[kind] = {
             name.removeprefix(f"{kind}."): tensors[name]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe.bootstrap import paired_interval
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import ExperimentConfig
 from moe.data.mixing import task_shares
@@ -128,11 +129,8 @@ def paired_bootstrap(
 
     Efron's percentile interval: rows are drawn with replacement, the same ones for both sides.
     """
-    difference_N = joint_N - single_N
-    chance, count = np.random.default_rng(seed), len(difference_N)
-    means = [difference_N[chance.integers(count, size=count)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"difference": float(difference_N.mean()), "low": float(low), "high": float(high)}
+    found = paired_interval(joint_N, single_N, draws=draws, seed=seed)
+    return {"difference": found.value, "low": found.low, "high": found.high}
 
 
 def compare_scores(joint: Path, singles: dict[str, Path], root: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -20,7 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from moe.abstain import Vectors
 from moe.allocator import peak_memory_gb
 from moe.calibration import Calibration
-from moe.checkpoint import arrays, memory_tensors, reference_tensors
+from moe.checkpoint import (
+    arrays,
+    load_profile,
+    memory_tensors,
+    profile_tensors,
+    reference_tensors,
+)
 from moe.collect import Answers, collect, embed_deep, join
 from moe.config import ExperimentConfig
 from moe.data.collate import RequestBatch
@@ -40,6 +46,7 @@ from moe.losses import (
     z_loss,
 )
 from moe.model import Mixture
+from moe.profile import Profile, validation_profile
 from moe.schedule import parameter_groups, rate_factor
 from moe.types import Batch, MixtureOutput
 
@@ -88,6 +95,7 @@ class LitMixture(L.LightningModule):
         self.memory: dict[str, Vectors] = {}
         self.answers: list[Answers] = []
         self.evaluation: Evaluation | None = None
+        self.profile: Profile | None = None
         self._parts: list[list[Answers]] = []
         self._embedded: list[list[Vectors]] = []
         weights = [config.selected_tasks[task.name].weight for task in model.tasks]
@@ -263,9 +271,9 @@ class LitMixture(L.LightningModule):
             self.calibration = replace(
                 self.calibration, second_task=self.model.multi_task_threshold
             )
-        self.evaluation = evaluate(
-            self.validation, self.answers, self.calibration, self.model.tasks
-        )
+        measured = self.validation, self.answers, self.calibration, self.model.tasks
+        self.evaluation = evaluate(*measured)
+        self.profile = validation_profile(*measured, self.config.data)
         step = float(self.trainer.global_step)
         # Lightning would put these at the number of batches; "step" is its key for the x axis.
         values = {"step": step, "val/joint_score": joint_score(self.evaluation.tasks)}
@@ -280,17 +288,14 @@ class LitMixture(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds all that is needed to load the model offline in a fresh process."""
-        metrics: dict[str, Any] = {}
-        if self.evaluation is not None:
-            e = self.evaluation
-            metrics = {"tasks": e.tasks, "experts": e.experts, "gate": e.gate}
         checkpoint["guard"] = self.guard.state_dict()
         checkpoint["mixture"] = {
             **self.identity,
             "calibration": self.calibration.to_dict(),
             "reference": reference_tensors(self.calibration),
             "memory": memory_tensors(self.memory),
-            "metrics": metrics,
+            "profile": profile_tensors(self.profile),
+            "metrics": {} if self.evaluation is None else asdict(self.evaluation),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -301,5 +306,6 @@ class LitMixture(L.LightningModule):
             saved["calibration"], arrays(saved.get("reference", {}))
         )
         self.memory = arrays(saved.get("memory", {}))
+        self.profile = load_profile(saved.get("profile"))
         if saved["metrics"]:
             self.evaluation = Evaluation(**saved["metrics"])

@@ -13,7 +13,7 @@ from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.collate import RequestBatch, collate_requests
 from moe.data.windows import Window, token_budget
 from moe.gate import mean_per_request
-from moe.predictor import Predictor
+from moe.predictor import Explain, Predictor
 from moe.readout import read_task
 from moe.requests import Request
 from moe.types import InputError, expert_columns
@@ -60,7 +60,9 @@ class MixtureOfExperts(Predictor):
         """Writes `config.json`, `model.safetensors`, `tokenizer.json` and a model card."""
         save_bundle(self.bundle, folder)
 
-    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
+    def answer(
+        self, requests: Sequence[Request], *, explain: Explain = False
+    ) -> list[dict[str, Any]]:
         """Answers checked requests in their order, all in memory at once."""
         cut = self._windows(requests)
         windows = [mine for mine, _ in cut]
@@ -92,7 +94,7 @@ class MixtureOfExperts(Predictor):
         requests: Sequence[Request],
         batch: RequestBatch,
         offsets: Sequence[Any],
-        explain: bool,
+        explain: Explain,
     ) -> list[dict[str, Any]]:
         """Answers of one micro-batch, in which all requests or none name their tasks."""
         batch = batch.to(self.device)
@@ -117,6 +119,7 @@ class MixtureOfExperts(Predictor):
                 probability_NE=routing.probabilities_BE[first].cpu().numpy(),
                 mass_NT=mass_NT,
                 answerable_NT=self.model.answerable(batch.batch)[first].cpu().numpy(),
+                explain=explain,
             )
         return records
 

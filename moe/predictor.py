@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from moe.forms import FORMS, Source
 from moe.requests import Request, parse_request
 from moe.streams import respond
 from moe.types import InputError, TaskSpec
+
+Explain = bool | Literal["embedding"]
 
 
 class Predictor(ABC):
@@ -50,8 +52,16 @@ class Predictor(ABC):
         self._window_size = {"max_length": max_length, "stride": stride}
 
     @abstractmethod
-    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
-        """Answers checked requests in their order, all in memory at once."""
+    def answer(
+        self, requests: Sequence[Request], *, explain: Explain = False
+    ) -> list[dict[str, Any]]:
+        """Answers checked requests in their order, all in memory at once.
+
+        Args:
+            requests: Checked.
+            explain: Adds to each answer what the gate saw (`moe.explain.explanation`); with
+                `embedding` also the vector that it read, (D,) float16.
+        """
 
     def predict(
         self,
@@ -200,6 +210,7 @@ class Predictor(ABC):
         probability_NE: Any,
         mass_NT: Any,
         answerable_NT: Any,
+        explain: Explain,
     ) -> None:
         """Adds to each record what the gate saw."""
         reference = self._calibration.reference
@@ -213,3 +224,5 @@ class Predictor(ABC):
                 distance=None if distances is None else distances[row],
                 reason=reason,
             )
+            if explain == "embedding":
+                record["explanation"]["embedding"] = pooled_ND[row].astype(np.float16)

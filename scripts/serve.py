@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--ckpt", dest="checkpoint", metavar="PATH", help="a .ckpt, a folder, or a hub id")
     add("--onnx", metavar="DIR", help="an export of scripts/export.py, instead of --ckpt")
+    add("--registry", metavar="DIR", help="models/NAME of scripts/gate.py: serve what is current")
+    add("--registry-seconds", type=float, default=2.0, help="between two looks at it")
     add("--precision", choices=["fp32", "int8"], help="of the export; int8 if that is fast here")
     add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
     add("--threads", type=int, help="of a batch on a CPU; one per core without it")
@@ -34,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     add("--grace-seconds", type=float, default=25.0, help="for accepted requests at SIGTERM")
     add("--api-key-file", metavar="FILE", help="keys, one a line; without it everyone may ask")
     add("--log-texts", action="store_true", default=False, help="log requests and answers too")
+    add("--telemetry", metavar="DIR", help="write Parquet rows about requests, without their text")
+    add("--telemetry-embeddings", action="store_true", default=False, help="with embeddings")
+    add("--telemetry-bytes", type=int, default=2**30, help="of the folder; the oldest rows go")
+    add("--feedback", metavar="DIR", help="take corrections at POST /feedback into this folder")
+    add("--feedback-per-source", type=int, default=50, help="corrections a day from one source")
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Callable, Mapping
 
 _END = ".!?"
 
@@ -50,3 +51,21 @@ def add_noise(text: str) -> str:
     for change in chance.sample(_CHANGES, chance.choice([1, 1, 2])):
         text = change(text, chance)
     return text
+
+
+def misspell(text: str, every: int = 5) -> str:
+    """A typo, always the same for the same text, in the first of every `every` words."""
+    chance = random.Random(text)
+    words = text.split(" ")
+    for place in range(0, len(words), every):
+        words[place] = chance.choice([_swap_letters, _drop_letter])(words[place], chance)
+    return " ".join(words)
+
+
+# What people do to a text that changes nothing of what they want.
+PERTURBATIONS: Mapping[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "no_punctuation": lambda text: _strip_punctuation(text, random.Random(0)),
+    "typos": misspell,
+    "upper": str.upper,
+}

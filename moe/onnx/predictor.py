@@ -20,7 +20,7 @@ from moe.forms import FORMS
 from moe.onnx.bundle import OnnxBundle, Precision, load_onnx
 from moe.onnx.readout import Chunk, Said, read_task
 from moe.onnx.routing import decide
-from moe.predictor import Predictor
+from moe.predictor import Explain, Predictor
 from moe.requests import Request
 from moe.types import expert_columns
 
@@ -66,7 +66,9 @@ class OnnxMixtureOfExperts(Predictor):
         """
         return cls(load_onnx(folder, precision, threads))
 
-    def answer(self, requests: Sequence[Request], *, explain: bool = False) -> list[dict[str, Any]]:
+    def answer(
+        self, requests: Sequence[Request], *, explain: Explain = False
+    ) -> list[dict[str, Any]]:
         """Answers checked requests in their order, all in memory at once."""
         answers: list[dict[str, Any]] = [{} for _ in requests]
         for rows, chunk in self._chunks(requests):
@@ -128,7 +130,7 @@ class OnnxMixtureOfExperts(Predictor):
         chosen_BE: NDArray[np.bool_] = chosen_NE[chunk.owner_B]
         return chosen_BE & (every_E | ~later_B[:, None])
 
-    def _said_records(self, chunk: Chunk, said: Said, explain: bool) -> list[dict[str, Any]]:
+    def _said_records(self, chunk: Chunk, said: Said, explain: Explain) -> list[dict[str, Any]]:
         decision = said.decision
         reasons = self._refused(chunk.requests, said.pooled_ND, decision.mass_NT, decision.tasks_NT)
         records = self._records(
@@ -147,6 +149,7 @@ class OnnxMixtureOfExperts(Predictor):
                 probability_NE=decision.probability_NE,
                 mass_NT=decision.mass_NT,
                 answerable_NT=said.allowed_NT,
+                explain=explain,
             )
         return records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -12,10 +13,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from moe.feedback import Quarantine
 from moe.server.admission import check_key
 from moe.server.edge import Application, Edge
 from moe.server.errors import Refusal, failed, unhealthy
+from moe.server.feedback import take
 from moe.server.page import page_response
+from moe.server.reload import watch
 from moe.server.schema import DESCRIPTION, ERRORS, PREDICT
 from moe.server.service import Service
 
@@ -35,9 +39,14 @@ def build_app(service: Service) -> Application:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
+        service.start()
+        watcher = None
+        if service.settings.registry is not None:
+            watcher = asyncio.create_task(watch(service, service.settings.registry))
         yield
-        service.batcher.close()
+        if watcher is not None:
+            watcher.cancel()
+        service.close()
 
     app = FastAPI(
         title="Mixture of experts",
@@ -51,6 +60,8 @@ def build_app(service: Service) -> Application:
     app.add_exception_handler(Exception, _broken)
     _add_predict(app, service)
     _add_probes(app, service)
+    if service.settings.feedback is not None:
+        _add_feedback(app, service, service.settings.feedback)
     return Edge(app, service.metrics, lambda: service.draining)
 
 
@@ -67,6 +78,14 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return page_response()
+
+
+def _add_feedback(app: FastAPI, service: Service, folder: str) -> None:
+    quarantine = Quarantine(folder, service.settings.feedback_per_source)
+
+    @app.post("/feedback", summary="Say what the right answer is", responses=ERRORS)
+    async def feedback(request: Request) -> dict[str, Any]:
+        return await take(service, quarantine, request)
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
@@ -103,6 +122,7 @@ def describe(service: Service) -> dict[str, Any]:
     return {
         "model": service.served.name,
         "backend": service.served.backend,
+        "hash": service.served.hash,
         "version": own_version(),
         "tasks": tasks,
         "limits": asdict(service.settings.limits),

@@ -19,6 +19,7 @@ from typing import Any
 from moe.requests import Request
 
 Answer = dict[str, Any]
+Answering = Callable[[Sequence[Request]], Sequence[Answer]]
 
 log = logging.getLogger("moe.server")
 
@@ -42,12 +43,16 @@ class Job:
     Attributes:
         request: Checked.
         tokens: What it costs, in tokens.
+        answer: What answers it; a batch has one.
+        model: Hash of the model that it belongs to.
         arrived: `time.perf_counter()` when it was accepted.
         future: Of its answer, on the server's loop.
     """
 
     request: Request
     tokens: int
+    answer: Answering
+    model: str
     arrived: float
     future: asyncio.Future[Answer]
 
@@ -78,7 +83,8 @@ class Batcher:
     """Answers requests in batches; every method but the worker's belongs to the server's loop.
 
     Args:
-        answer: Answers requests, in order. Runs in the worker thread alone.
+        answer: Answers requests, in order, unless `submit` names another. Runs in the worker
+            thread alone.
         batch_tokens: Most tokens of a batch; a larger request runs alone.
         queue_items: Most requests that wait.
         queue_tokens: Most tokens that wait.
@@ -87,14 +93,14 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Request]], Sequence[Answer]],
+        answer: Answering,
         *,
         batch_tokens: int,
         queue_items: int,
         queue_tokens: int,
         observe: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
-        self._model = answer
+        self._default = answer
         self._batch_tokens = batch_tokens
         self._queue_items = queue_items
         self._queue_tokens = queue_tokens
@@ -154,13 +160,19 @@ class Batcher:
         return self._tokens_per_second > 0
 
     def submit(
-        self, requests: Sequence[Request], tokens: Sequence[int]
+        self,
+        requests: Sequence[Request],
+        tokens: Sequence[int],
+        answer: Answering | None = None,
+        model: str = "",
     ) -> list[asyncio.Future[Answer]]:
         """Accepts all of these requests, or none.
 
         Args:
             requests: Checked.
             tokens: What each costs.
+            answer: What answers them; a batch never mixes the requests of two.
+            model: Hash of the model, for `observe`.
 
         Returns:
             For each the future of its answer; cancel it to drop the request from the queue.
@@ -171,7 +183,14 @@ class Batcher:
         loop = asyncio.get_running_loop()
         arrived = time.perf_counter()
         jobs = [
-            Job(request=request, tokens=cost, arrived=arrived, future=loop.create_future())
+            Job(
+                request=request,
+                tokens=cost,
+                answer=answer or self._default,
+                model=model,
+                arrived=arrived,
+                future=loop.create_future(),
+            )
             for request, cost in zip(requests, tokens, strict=True)
         ]
         with self._changed:
@@ -206,11 +225,15 @@ class Batcher:
             self._changed.wait_for(lambda: self._queue or not self._open)
             jobs: list[Job] = []
             room = self._batch_tokens
-            while self._queue and (not jobs or self._queue[0].tokens <= room):
+            while self._queue and (not jobs or self._joins(self._queue[0], jobs, room)):
                 jobs.append(self._queue.popleft())
                 room -= jobs[-1].tokens
                 self._tokens -= jobs[-1].tokens
         return jobs
+
+    @staticmethod
+    def _joins(job: Job, jobs: list[Job], room: int) -> bool:
+        return job.tokens <= room and job.answer is jobs[0].answer
 
     def _work(self) -> None:
         assert self._loop is not None
@@ -227,7 +250,7 @@ class Batcher:
     def _answer(self, jobs: list[Job]) -> list[Answer | Exception]:
         """The outcome of each job; when a batch fails, each of its requests is tried alone."""
         try:
-            answers = list(self._model([job.request for job in jobs]))
+            answers = list(jobs[0].answer([job.request for job in jobs]))
             if len(answers) != len(jobs):
                 raise RuntimeError(f"{len(answers)} answers to {len(jobs)} requests")
             return [*answers]

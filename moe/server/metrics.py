@@ -16,13 +16,24 @@ from prometheus_client import (
 )
 
 from moe.server.batcher import Batch, Batcher
+from moe.server.model import Served
 from moe.types import TaskSpec
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Paths are free text: a client must not be able to make a series for each.
-_PATHS = ("/", "/predict", "/info", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
+_PATHS = (
+    "/",
+    "/predict",
+    "/feedback",
+    "/info",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+)
 
 
 class Metrics:
@@ -102,6 +113,19 @@ class Metrics:
             ["task"],
             registry=registry,
         )
+        self.telemetry_dropped = Counter(
+            "moe_telemetry_dropped", "rows of telemetry that were lost", registry=registry
+        )
+        self.model = Info("moe_model", "the model of new requests", registry=registry)
+        self.swaps = Counter(
+            "moe_model_swaps", "versions that became current", ["result"], registry=registry
+        )
+        for result in ("served", "refused"):
+            self.swaps.labels(result)
+        self._begin(tasks)
+
+    def _begin(self, tasks: Sequence[TaskSpec]) -> None:
+        """Series of tasks and experts, from 0."""
         for task in tasks:
             self.tasks.labels(task.name)
             for name in task.expert_names:
@@ -110,6 +134,11 @@ class Metrics:
                 self.no_answer.labels(task.name)
             elif task.out_of_scope is not None:
                 self.out_of_scope.labels(task.name)
+
+    def serve(self, served: Served) -> None:
+        """Says which model new requests get."""
+        self.model.info({"name": served.name, "hash": served.hash or ""})
+        self._begin(served.tasks)
 
     def watch(self, batcher: Batcher) -> None:
         """Reads the length of the queue whenever it is asked for."""

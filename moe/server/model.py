@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe.release.expect import failures
+from moe.release.hashing import model_hash
+from moe.release.registry import Registry, verify
 from moe.requests import Request, parse_request
 from moe.server.settings import Settings
-from moe.types import TaskSpec
+from moe.types import InputError, TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class Served:
         tasks: What it can answer.
         answer: Answers checked requests, in order.
         count_tokens: What each of some requests costs: tokens of all its windows.
+        hash: SHA-256 of its files, None of a model by hub name.
     """
 
     name: str
@@ -29,6 +34,7 @@ class Served:
     tasks: tuple[TaskSpec, ...]
     answer: Callable[[Sequence[Request]], Sequence[dict[str, Any]]]
     count_tokens: Callable[[Sequence[Request]], list[int]]
+    hash: str | None = None
 
     def warm_up(self) -> None:
         """Answers once, so that the first client does not wait for lazy initialisation."""
@@ -44,29 +50,74 @@ def load(settings: Settings) -> Served:
     Raises:
         InputError: There is none, or it is damaged.
     """
+    if settings.registry is not None:
+        current = Registry(settings.registry).current()
+        if current is None:
+            raise InputError(
+                f"--registry {settings.registry}: no version is current: promote one with "
+                "scripts/gate.py promote"
+            )
+        return load_version(current, settings)
+    source = settings.onnx or settings.checkpoint
+    assert source is not None
+    backend = "torch" if settings.onnx is None else "onnx"
+    served = _load(source, backend, settings.precision, settings)
+    served.warm_up()
+    return served
+
+
+def load_version(folder: Path, settings: Settings) -> Served:
+    """Loads a version of a registry, and asks it the canaries that it was promoted with.
+
+    Raises:
+        InputError: A file is not the one that was promoted, or a canary is not answered as it was
+            then.
+    """
+    manifest = verify(folder)
+    if manifest.backend == "onnx" and settings.device is not None:
+        raise InputError(f"{folder}: an export computes on the CPU, got --device {settings.device}")
+    source = str(folder / manifest.model)
+    served = _load(source, manifest.backend, manifest.precision, settings)
+    served = replace(served, name=f"{folder.parent.name}/{folder.name}", hash=manifest.hash)
+    served.warm_up()
+    for canary in manifest.canaries:
+        request = parse_request(dict(canary["request"]), served.tasks)
+        wrong = failures(canary["expect"], served.answer([request])[0])
+        if wrong:
+            raise InputError(f"{folder}: canary {request.text[:60]!r}: {'; '.join(wrong)}")
+    return served
+
+
+def _load(source: str, backend: str, precision: Any, settings: Settings) -> Served:
     from moe import MixtureOfExperts
 
     model: Any
-    if settings.onnx is not None:
-        source, backend = settings.onnx, "onnx"
+    if backend == "onnx":
         model = MixtureOfExperts.from_pretrained(
-            source, backend="onnx", precision=settings.precision, threads=settings.threads
+            source, backend="onnx", precision=precision, threads=settings.threads
         )
     else:
         import torch
 
-        assert settings.checkpoint is not None
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        source, backend = settings.checkpoint, "torch"
         model = MixtureOfExperts.from_pretrained(source, settings.device)
     return Served(
         name=_name(source),
         backend=backend,
         tasks=model.tasks,
-        answer=model.answer,
+        answer=_answering(model, settings),
         count_tokens=model.count_tokens,
+        hash=model_hash(Path(source)) if Path(source).exists() else None,
     )
+
+
+def _answering(model: Any, settings: Settings) -> Callable[..., Sequence[dict[str, Any]]]:
+    """With telemetry each answer holds what the gate saw; the service takes it out again."""
+    if settings.telemetry is None:
+        answer: Callable[..., Sequence[dict[str, Any]]] = model.answer
+        return answer
+    return partial(model.answer, explain="embedding" if settings.telemetry_embeddings else True)
 
 
 def _name(source: str) -> str:

@@ -108,7 +108,6 @@ def serve(settings: Settings) -> int:
     """
     bound = listen(settings.host, settings.port)
     served = load(settings)
-    served.warm_up()
     log_json()
     service = Service(served, settings, own_version())
     config = uvicorn.Config(

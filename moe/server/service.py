@@ -13,6 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from moe.monitor.rows import Row, row_of
+from moe.monitor.telemetry import TelemetryWriter
 from moe.requests import Request
 from moe.server.admission import (
     Asked,
@@ -22,13 +24,14 @@ from moe.server.admission import (
     parse_body,
     read_body,
 )
-from moe.server.batcher import Answer, Batcher, QueueFull
+from moe.server.batcher import Answer, Batch, Batcher, Job, QueueFull
 from moe.server.edge import CLIENT_GONE, Note
 from moe.server.errors import failed, overloaded, too_large, unhealthy
 from moe.server.metrics import Metrics
 from moe.server.model import Served
 from moe.server.settings import Settings
 
+MODEL_HASH = "x-model-hash"  # of a response: SHA-256 of the files of the model that answered
 _LONG = 10_000  # characters above which tokens are counted beside the loop, not on it
 
 log = logging.getLogger("moe.server")
@@ -47,7 +50,7 @@ class Service:
     """
 
     def __init__(self, served: Served, settings: Settings, version: str) -> None:
-        self.served = served
+        self._served = served
         self.settings = settings
         self.draining = False
         self.metrics = Metrics(served.tasks, served.backend, version)
@@ -56,9 +59,48 @@ class Service:
             batch_tokens=settings.limits.batch_tokens,
             queue_items=settings.limits.queue_items,
             queue_tokens=settings.limits.queue_tokens,
-            observe=self.metrics.batch,
+            observe=self._observe,
         )
+        self.telemetry: TelemetryWriter | None = None
+        if settings.telemetry is not None:
+            self.telemetry = TelemetryWriter(
+                settings.telemetry,
+                max_bytes=settings.telemetry_bytes,
+                dropped=self.metrics.telemetry_dropped.inc,
+            )
         self.metrics.watch(self.batcher)
+        self.metrics.serve(served)
+
+    @property
+    def served(self) -> Served:
+        """The model that new requests get."""
+        return self._served
+
+    def start(self) -> None:
+        """Starts the worker, on the running loop."""
+        if self.telemetry is not None:
+            self.telemetry.start()
+        self.batcher.start()
+
+    def close(self) -> None:
+        """Lets the worker end, and writes the telemetry that waits."""
+        self.batcher.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
+
+    def _observe(self, batch: Batch) -> None:
+        self.metrics.batch(batch)
+        if self.telemetry is not None:
+            for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
+                if not isinstance(outcome, Exception):
+                    self.telemetry.record(_row(job, outcome, batch))
+
+    def replace(self, served: Served) -> None:
+        """Gives new requests another model; those that were accepted keep theirs."""
+        self._served = served
+        self.metrics.serve(served)
+        fields = {"model": served.name, "backend": served.backend, "hash": served.hash}
+        log.info("swapped", extra={"fields": fields})
 
     async def predict(self, request: HttpRequest) -> Response:
         """Answers the requests of a body.
@@ -68,23 +110,36 @@ class Service:
         """
         note: Note = request.state.note
         try:
-            asked = await self._admit(request)
+            body = await self.admit(request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        tokens = await self._count(asked.requests)
+        served = self.served  # one model checks, counts and answers, also if it is replaced now
+        asked = check_requests(parse_body(body), self.settings.limits, served.tasks)
+        tokens = await self._count(asked.requests, served)
         note.fields |= {"items": len(tokens), "tokens": sum(tokens)}
-        outcomes = await self._outcomes(request, self._submit(asked.requests, tokens))
+        outcomes = await self._outcomes(request, self._submit(asked.requests, tokens, served))
         if outcomes is None:
             return Response(status_code=CLIENT_GONE)
         answers = [_checked(outcome, note) for outcome in outcomes]
+        for answer in answers:
+            answer.pop("explanation", None)  # was for telemetry
         self._note(note, asked, answers)
         # No NaN, which is no JSON; and whatever UTF-8 cannot hold becomes a question mark.
         text = json.dumps(
             answers if asked.many else answers[0], ensure_ascii=False, allow_nan=False
         )
-        return Response(text.encode("utf-8", "replace"), media_type="application/json")
+        return Response(
+            text.encode("utf-8", "replace"),
+            media_type="application/json",
+            headers={} if served.hash is None else {MODEL_HASH: served.hash},
+        )
 
-    async def _admit(self, request: HttpRequest) -> Asked:
+    async def admit(self, request: HttpRequest) -> bytes:
+        """The body of a request that may be answered.
+
+        Raises:
+            Refusal: Its key, type or size, or the state of the server.
+        """
         limits = self.settings.limits
         check_key(request.headers.get("authorization"), self.settings.api_keys)
         check_type(request.headers)
@@ -92,11 +147,20 @@ class Service:
             raise unhealthy("the server is shutting down")
         if self.batcher.full:  # before the body is read: a refusal has to be cheap
             raise overloaded(self.batcher.retry_after())
-        body = await read_body(request.stream(), request.headers.get("content-length"), limits)
-        return check_requests(parse_body(body), limits, self.served.tasks)
+        return await read_body(request.stream(), request.headers.get("content-length"), limits)
 
-    async def _count(self, requests: Sequence[Request]) -> list[int]:
-        count = self.served.count_tokens
+    async def answer(self, request: Request, served: Served) -> Answer:
+        """The answer of a model to one request, after what waits.
+
+        Raises:
+            Refusal: The queue is full, or the request is too long.
+        """
+        tokens = await self._count([request], served)
+        answer: Answer = await self._submit([request], tokens, served)[0]
+        return answer
+
+    async def _count(self, requests: Sequence[Request], served: Served) -> list[int]:
+        count = served.count_tokens
         size = sum(len(request.text) + len(request.context or "") for request in requests)
         tokens = await asyncio.to_thread(count, requests) if size > _LONG else count(requests)
         most = self.settings.limits.queue_tokens
@@ -105,10 +169,10 @@ class Service:
         return tokens
 
     def _submit(
-        self, requests: Sequence[Request], tokens: Sequence[int]
+        self, requests: Sequence[Request], tokens: Sequence[int], served: Served
     ) -> list[asyncio.Future[Answer]]:
         try:
-            return self.batcher.submit(requests, tokens)
+            return self.batcher.submit(requests, tokens, served.answer, served.hash or "")
         except QueueFull as error:
             raise overloaded(error.retry_after) from error
 
@@ -133,6 +197,18 @@ class Service:
         if self.settings.log_texts:
             requests = [asdict(request) for request in asked.requests]
             note.fields |= {"requests": requests, "answers": answers}
+
+
+def _row(job: Job, answer: Answer, batch: Batch) -> Row:
+    request = job.request
+    return row_of(
+        answer,
+        named=request.tasks is not None,
+        tokens=job.tokens,
+        characters=len(request.text) + len(request.context or ""),
+        latency=1e3 * (batch.started + batch.seconds - job.arrived),
+        model=job.model,
+    )
 
 
 async def _disconnected(request: HttpRequest) -> None:

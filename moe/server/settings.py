@@ -52,6 +52,9 @@ class Settings:
     Attributes:
         checkpoint: A `.ckpt`, a folder or a hub id; None where `onnx` is given.
         onnx: An export of `scripts/export.py`, instead of a checkpoint.
+        registry: `models/NAME` of `scripts/gate.py promote`: what is current there is served, and
+            replaced when another version becomes current.
+        registry_seconds: Time between two looks at what is current, at least 0.05.
         precision: Of the export, `fp32` or `int8`; None chooses (`moe.onnx.bundle.load_onnx`).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         threads: CPU threads of a batch; None takes one per core.
@@ -59,11 +62,18 @@ class Settings:
         port: TCP port; 0 takes a free one, which the first log line names.
         api_keys: Accepted bearer tokens; empty lets everyone in.
         log_texts: Whether the log holds requests and answers.
+        telemetry: Folder of Parquet parts about requests, without their texts; None writes none.
+        telemetry_embeddings: Whether these hold what the gate read.
+        telemetry_bytes: Most bytes of the folder's parts, at least 1 MB.
+        feedback: Folder of the quarantine of `POST /feedback`; None has no such route.
+        feedback_per_source: Most corrections of one source in a day, at least 1.
         limits: See `Limits`.
     """
 
     checkpoint: str | None = None
     onnx: str | None = None
+    registry: str | None = None
+    registry_seconds: float = 2.0
     precision: Literal["fp32", "int8"] | None = None
     device: str | None = None
     threads: int | None = None
@@ -71,11 +81,33 @@ class Settings:
     port: int = 8000
     api_keys: tuple[bytes, ...] = field(default=(), repr=False)
     log_texts: bool = False
+    telemetry: str | None = None
+    telemetry_embeddings: bool = False
+    telemetry_bytes: int = 2**30
+    feedback: str | None = None
+    feedback_per_source: int = 50
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.onnx is None):
-            raise InputError("server: give either --ckpt PATH or --onnx DIR")
+        given = [v for v in (self.checkpoint, self.onnx, self.registry) if v is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"server: give one of --ckpt PATH, --onnx DIR and --registry DIR, got {given}"
+            )
+        if self.feedback_per_source < 1:
+            raise InputError(
+                f"server: --feedback-per-source must be at least 1, got {self.feedback_per_source}"
+            )
+        if self.telemetry is None and self.telemetry_embeddings:
+            raise InputError("server: --telemetry-embeddings goes with --telemetry DIR")
+        if self.telemetry_bytes < 1_000_000:
+            raise InputError(
+                f"server: --telemetry-bytes must be at least 1000000, got {self.telemetry_bytes}"
+            )
+        if self.registry_seconds < 0.05:
+            raise InputError(
+                f"server: --registry-seconds must be at least 0.05, got {self.registry_seconds:g}"
+            )
         if self.onnx is not None and self.device is not None:
             raise InputError(
                 f"server: --device {self.device} goes with --ckpt; --onnx computes on the CPU"

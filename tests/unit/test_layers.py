@@ -19,7 +19,7 @@ LAYERS = {
         "data.collate", "data.files", "data.formats", "data.tags", "data.text",
         "data.windows"},
     2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
-        "evaluation", "forms.__init__", "forms.base", "forms.classifier", "forms.span",
+        "evaluation", "profile", "forms.__init__", "forms.base", "forms.classifier", "forms.span",
         "forms.tagger", "data.sources", "data.routing", "data.tables", "data.mixing",
         "data.prepare", "data.module"},
     3: {"lit", "checkpoint", "checkpoint_io", "checkpoint_reading", "callbacks", "plots",
@@ -28,9 +28,9 @@ LAYERS = {
         "chaos.hostile", "chaos.hostile_folders", "chaos.hostile_values", "chaos.hostile_zips",
         "chaos.kills", "chaos.nonfinite", "chaos.process", "chaos.project", "chaos.report",
         "chaos.resume", "chaos.soak", "server.__init__", "server.admission", "server.app",
-        "server.batcher", "server.edge", "server.errors", "server.logs", "server.metrics",
-        "server.model", "server.page", "server.run", "server.schema", "server.service",
-        "server.settings"},
+        "server.batcher", "server.edge", "server.errors", "server.feedback", "server.logs",
+        "server.metrics", "server.model", "server.page", "server.reload", "server.run",
+        "server.schema", "server.service", "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
@@ -40,7 +40,7 @@ MAY_IMPORT = {
                      "bricks.extract", "benchmarks.library", "benchmarks.models",
                      "benchmarks.train", "chaos.project"},
     "fastapi": {"server.app"},
-    "starlette": {"server.app", "server.page", "server.service"},
+    "starlette": {"server.app", "server.feedback", "server.page", "server.service"},
     "uvicorn": {"server.run"},
     "prometheus_client": {"server.metrics"},
 }

@@ -20,7 +20,7 @@ import uvicorn
 
 from moe.requests import Request
 from moe.server.app import build_app
-from moe.server.model import Served
+from moe.server.model import Served, load
 from moe.server.run import DrainingServer, listen
 from moe.server.service import Service
 from moe.server.settings import Limits, Settings
@@ -134,16 +134,17 @@ class Running:
 
 @contextmanager
 def start(
-    keys: tuple[bytes, ...] = (), log_texts: bool = False, **limits: Any
+    keys: tuple[bytes, ...] = (), log_texts: bool = False, settings: Settings | None = None,
+    loaded: bool = False, **limits: Any,
 ) -> Iterator[Running]:
-    """A server of `TextModel`, whose tokens are words, on a free port."""
+    """A server of `TextModel`, whose tokens are words; `loaded` takes the settings' own model."""
+    settings = settings or Settings(
+        checkpoint="none", api_keys=keys, log_texts=log_texts, limits=Limits(**limits)
+    )
     model = TextModel()
-    served = Served(
+    served = load(settings) if loaded else Served(
         name="text", backend="none", tasks=TASKS, answer=model.answer,
         count_tokens=lambda requests: [len(request.text.split()) for request in requests],
-    )
-    settings = Settings(
-        checkpoint="none", api_keys=keys, log_texts=log_texts, limits=Limits(**limits)
     )
     service = Service(served, settings, "1")
     config = uvicorn.Config(build_app(service), log_config=None, access_log=False, ws="none")

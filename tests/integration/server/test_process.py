@@ -103,7 +103,7 @@ def test_an_export_is_served_without_torch(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "either --ckpt PATH or --onnx DIR"),
+        ([], "one of --ckpt PATH, --onnx DIR and --registry DIR, got []"),
         (["--ckpt", "no.ckpt"], "no.ckpt"),
         (["--onnx", "no-export"], "no-export"),
         (["--ckpt", "no.ckpt", "--max-batch-tokens", "0"], "got 0"),

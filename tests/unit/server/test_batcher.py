@@ -197,3 +197,19 @@ def test_a_closed_batcher_answers_what_it_has_and_ends() -> None:
         assert not batcher.alive
 
     run(body)
+
+
+def test_requests_of_two_models_are_never_in_one_batch() -> None:
+    other = HeldModel()
+    other.free.set()
+
+    async def body(batcher: Batcher, model: HeldModel) -> None:
+        first = batcher.submit(asked("a"), [1])
+        await begun(model)
+        rest = [*batcher.submit(asked("b"), [1]), *batcher.submit(asked("c"), [1], other.answer)]
+        rest += batcher.submit(asked("d"), [1])
+        model.free.set()
+        await asyncio.gather(*first, *rest)
+
+    assert run(body)[0].batches == [["a"], ["b"], ["d"]]
+    assert other.batches == [["c"]]

@@ -26,7 +26,8 @@ def test_settings_check_themselves() -> None:
     for values, part in [
         ({"threads": 0}, "--threads must be at least 1, got 0"),
         ({"port": 70_000}, "70000"),
-        ({"onnx": "b"}, "either --ckpt PATH or --onnx DIR"),
+        ({"onnx": "b"}, r"one of --ckpt PATH, --onnx DIR and --registry DIR, got \['a', 'b'\]"),
+        ({"registry_seconds": 0}, "at least 0.05, got 0"),
         ({"precision": "int8"}, "--precision int8 goes with --onnx"),
         ({"checkpoint": None, "onnx": "b", "device": "cuda"}, "--device cuda goes with --ckpt"),
     ]:
