@@ -11,7 +11,7 @@ from moe.data.windows import PaddedWindows, Window, make_windows, pad_windows
 from moe.types import ExpertType
 
 TEXTS = 512  # that an export is checked on
-ROUNDING_TEXTS, ROUNDING_ROWS = 48, 16  # by which rounding is decided; rows of a micro-batch
+ROUNDING_TEXTS, ROUNDING_ROWS = 96, 16  # by which rounding is decided; rows of a micro-batch
 SAMPLES: dict[str, ExpertType] = {
     "sample:sentiment": "classifier",
     "sample:qa": "span",

@@ -15,8 +15,8 @@ from moe.types import InputError
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[str]:
-    (tmp_path / "sentiment.csv").write_text("text,label\nthe good film,good\nvery bad,bad\n" * 4)
-    (tmp_path / "intent.csv").write_text("text,label\nan abbot led,pay\nwho was the,oos\n" * 4)
+    (tmp_path / "sentiment.csv").write_text("text,label\n" + "good film,good\nvery bad,bad\n" * 4)
+    (tmp_path / "intent.csv").write_text("text,label\n" + "an abbot led,pay\nwho was,oos\n" * 4)
     (tmp_path / "qa.jsonl").write_text(
         '{"question": "who led the monks", "context": "an abbot led the monks", "answers": '
         '[{"text": "an abbot", "answer_start": 0}]}\n'
@@ -46,7 +46,8 @@ def test_float32_measures_what_torch_measures(
 
 
 def test_an_export_of_another_model(bundle: Any, folder: Path, tmp_path: Path) -> None:
-    bundle.model.tasks = bundle.model.tasks[:1]
+    first, *others = bundle.model.tasks
+    bundle.model.tasks = (replace(first, labels=("good", "bad")), *others)
     save_bundle(bundle, tmp_path / "own")
     with pytest.raises(InputError, match="give the checkpoint that it was made from"):
         compare_exports(tmp_path / "own", folder)
