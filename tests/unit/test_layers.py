@@ -29,7 +29,8 @@ REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing be
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint", "data.module", "training", "cli",
                   "batch_prediction"},
-    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline", "bricks.extract"},
+    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline",
+                     "bricks.extract"},
     "fastapi": {"server.app"},
     "starlette": {"server.app", "server.page", "server.service"},
     "uvicorn": {"server.run"},
