@@ -52,7 +52,7 @@ def analyse(
     seen = activations(bundle, tables, seed)
     owner_NF = np.stack([emergent_bricks(sample_SF, seed=seed) for sample_SF in seen.sample_NSF])
     answers = [collect_here(bundle, table) for table in tables]
-    report = {
+    report: dict[str, Any] = {
         "rows": {table.spec.name: len(table) for table in tables},
         "neurons": _neuron_report(tables, seen, owner_NF),
         "kept": {

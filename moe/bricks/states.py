@@ -71,8 +71,9 @@ def labelled_windows(
     for number, record in enumerate(table.read(range(len(table)) if rows is None else rows)):
         start, end = record["span"]
         for window in table.windows(record, **shape):
-            answer = {"label": int(record["label"]), "span": (int(start), int(end))}
-            windows.append(replace(window, task=table.task, **answer))
+            span = (int(start), int(end))
+            labelled = replace(window, task=table.task, label=int(record["label"]), span=span)
+            windows.append(labelled)
             requests.append(number)
     return windows, requests
 
