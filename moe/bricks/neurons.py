@@ -111,13 +111,13 @@ def _of_task(
         some = generator.permutation(int(mask_BL.sum()))[: SAMPLED // len(data) + 1]
 
         def look(
-            layer: int, values_BLF: Tensor, mask: Tensor = mask_BL, some: Any = some
+            layer: int, values_NF: Tensor, mask: Tensor = mask_BL, some: Any = some
         ) -> Tensor:
-            real_SF = values_BLF[mask]
+            real_SF = values_NF[mask.flatten()]
             active[layer] = active[layer] + (real_SF > 0).sum(0).double().numpy()
             size[layer] = size[layer] + real_SF.abs().sum(0).double().numpy()
             seen[layer].append((real_SF[some] > 0).numpy())
-            return values_BLF
+            return values_NF
 
         with _before_second_layer(bundle, look):
             encode(bundle.model.encoder, batch.input_ids, mask_BL)

@@ -109,7 +109,7 @@ def test_the_same_question_has_the_same_answer_to_the_bit(model: MixtureOfExpert
 
 def test_two_tasks_of_a_text_cost_one_pass_of_the_encoder(model: MixtureOfExperts) -> None:
     passes: list[int] = []
-    model.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    model.model.encoder.embeddings.register_forward_hook(lambda *_: passes.append(1))
     said = model.predict("the film was good", tasks=["sentiment", "intent"])
     assert len(said["answers"]) == 2 and len(passes) == 1
     model.predict("the film was good", tasks=["sentiment"])

@@ -253,7 +253,8 @@ CLASSIFIER_ERRORS = [
     ("a.json#val+dev", {"val": []}, ["no key 'dev'", "['val']"]),
     ("a.csv#val", "text,label\na,b\n", ["a.csv: got #val", "only CLINC JSON"]),
     ("a.parquet", "PAR", ["a.parquet: expected Parquet"]),
-    ("sample:topics", None, ["sample:topics", "['intent', 'qa', 'routing', 'sentiment', 'slots']"]),
+    ("sample:topics", None,
+     ["sample:topics", "['intent', 'qa', 'routing', 'sentiment', 'slots', 'topic']"]),
     ("hub:", None, ["hub: got no name", "hub:OWNER/NAME"]),
 ]
 
