@@ -293,9 +293,8 @@ class LitMixture(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         saved = checkpoint["mixture"]
-        self.calibration = Calibration.from_saved(
-            saved["calibration"], arrays(saved.get("reference", {}))
-        )
+        kept = arrays(saved.get("reference", {}))
+        self.calibration = Calibration.from_saved(saved["calibration"], kept)
         self.memory = arrays(saved.get("memory", {}))
         if saved["metrics"]:
             self.evaluation = Evaluation(**saved["metrics"])
