@@ -302,9 +302,8 @@ class LitMixture(L.LightningModule):
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
         saved = checkpoint["mixture"]
-        self.calibration = Calibration.from_saved(
-            saved["calibration"], arrays(saved.get("reference", {}))
-        )
+        kept = arrays(saved.get("reference", {}))
+        self.calibration = Calibration.from_saved(saved["calibration"], kept)
         self.memory = arrays(saved.get("memory", {}))
         self.profile = load_profile(saved.get("profile"))
         if saved["metrics"]:
