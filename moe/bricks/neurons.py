@@ -54,7 +54,7 @@ def _layers(bundle: Bundle) -> list[Any]:
 
 @contextmanager
 def _before_second_layer(bundle: Bundle, change: Any) -> Iterator[None]:
-    """`change(number, values_BLF)` sees, and may replace, what each layer's neurons say."""
+    """`change(number, values_NF)` sees, and may replace, what each layer's neurons say."""
 
     def hook(number: int) -> Any:
         def run(module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
