@@ -91,10 +91,11 @@ def compare_exports(
         InputError: One of them cannot be read, or they are of different models.
     """
     bundle = load_bundle(checkpoint)
+    own_sides = {"torch": bundle, **_exported(bundle, Path(folder))}
     tables = build_test_tables(bundle, tests, root)
     sides: dict[str, Any] = {}
     routes: dict[str, NDArray[np.int64]] = {}
-    for name, own in {"torch": bundle, **_exported(bundle, Path(folder))}.items():
+    for name, own in own_sides.items():
         answers = [collect_table(own, table, torch.device("cpu")) for table in tables]
         numbers = evaluate(tables, answers, bundle.calibration, bundle.model.tasks)
         routes[name] = np.concatenate([first_choice(said) for said in answers])
