@@ -48,7 +48,8 @@ _LIGHTNING = {
 _MAX_PARTS = 256  # encoder layers and experts; each takes 6 ms to lay out
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 INCOMPLETE = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError,
                ArithmeticError, RecursionError)  # fmt: skip
@@ -206,8 +207,9 @@ def _claimed_tensors(path: Path) -> dict[str, Tensor]:
     check_file(path)
     try:
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MAX_JSON:
+            size = file.read(8)
+        header = int.from_bytes(size, "little")
+        if len(size) == 8 and header > MAX_JSON:
             raise InputError(f"{path}: claims a header of {header} bytes, more than {MAX_JSON}")
         with safe_open(path, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118

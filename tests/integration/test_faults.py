@@ -95,9 +95,13 @@ def test_a_signal_to_a_real_process(project: Path, run: Run, tmp_path: Path) -> 
     assert saved(last.parent.parent)["global_step"] >= 1
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
-    "value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)]
+    ("place", "value"),
+    [
+        (min(PLACES), float("nan")),
+        *(pytest.param(p, float("nan"), marks=pytest.mark.slow) for p in sorted(PLACES)[1:]),
+        *(pytest.param(p, float("inf"), marks=pytest.mark.slow) for p in PLACES),
+    ],
 )
 def test_one_step_that_is_not_finite_is_skipped(
     project: Path, run: Run, place: str, value: float

@@ -99,6 +99,7 @@ def test_answers_of_the_checkpoint_the_folder_and_the_command_line(
     assert set(second["answers"]) == {"mood"}
 
 
+@pytest.mark.slow
 def test_an_export_answers_the_same(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +107,7 @@ def test_an_export_answers_the_same(
     pytest.importorskip("onnxscript")
     monkeypatch.setattr("moe.onnx.parity.SIZES", ((1, 1), (3, 7)))
     monkeypatch.setattr("moe.onnx.parity.TEXTS", 40)
-    parity = export(trained, tmp_path / "onnx")["fp32"]
+    parity = export(trained, tmp_path / "onnx").parity["fp32"]
     assert {"slots-0", "slots-1"} <= set(parity.difference)
     request = {"text": "the mill was built by xyz in 1790.", "tasks": ["slots", "mood"]}
     ours = MixtureOfExperts.from_pretrained(trained, "cpu").predict(request)["answers"]

@@ -88,6 +88,7 @@ def test_overload_and_sigterm_lose_no_accepted_request(
     assert server.lines[-1]["event"] == "stopped" and server.lines[-1]["unanswered"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
 def test_an_export_is_served_without_torch(
     model: Path, process: Any, run: Callable[..., Any], tmp_path: Path

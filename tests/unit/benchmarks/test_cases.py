@@ -54,7 +54,8 @@ def one_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("two-tasks", ["eager", "eager-default-trunk", "best", "best-default-trunk"]),
+    pytest.param("two-tasks", ["eager", "eager-default-trunk", "best", "best-default-trunk"],
+                 marks=pytest.mark.slow),
     ("gate-overhead", ["1x16", "32x32"]),
     ("int8", ["1x16", "1x128", "32x32", "base-1x16", "base-1x128", "base-32x32"]),
     ("experts", ["forward", "step"]),

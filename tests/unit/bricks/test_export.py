@@ -37,6 +37,7 @@ def grown(bundle: Bundle, rows: Path) -> Bundle:
     return grow(bundle, task="topic", config=task, fit=FEW).bundle
 
 
+@pytest.mark.slow
 def test_a_grown_model_answers_the_same_from_onnx(
     old_model: Old, new_rows: Path, tmp_path: Path
 ) -> None:

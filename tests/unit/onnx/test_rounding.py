@@ -67,7 +67,8 @@ def test_a_part_alone_changes_its_own_logits(parts: Parts, samples: Any) -> None
     assert ruler.error(changed)["qa-0"] == 0
     changed = replace_parts(parts, {"encoder": parts.encoder.FromString(
         parts.encoder.SerializeToString())})
-    assert set(ruler.error(changed)) == {"gate", "sentiment-0", "sentiment-1", "qa-0", "intent-0"}
+    assert set(ruler.error(changed)) == {"gate", "sentiment-0", "sentiment-1", "qa-0", "intent-0",
+                                           "slots-0"}
 
 
 @pytest.mark.parametrize(("limit", "all_kept"), [(1e9, False), (1e-9, True)])
@@ -79,8 +80,8 @@ def test_the_limit_decides_what_is_rounded(
     rounded = quantise(parts, samples)
     assert parts.encoder.SerializeToString() == before
     assert rounded.parts.gate == parts.gate
-    # Two layers of the encoder and a trunk in each of four experts, six matrices in each.
-    assert len(rounded.kept) == (6 * 6 if all_kept else 0)
+    # Two layers of the encoder and a trunk in each of five experts, six matrices in each.
+    assert len(rounded.kept) == (7 * 6 if all_kept else 0)
     assert len(products(rounded.parts.encoder, parts.dim**2)) == (12 if all_kept else 0)
     # Only the words are rounded if every product is kept.
     assert 0 < rounded.error["gate"] < (0.1 if all_kept else 1.0)

@@ -92,7 +92,7 @@ def reject_everything(bundle: Bundle) -> Bundle:
 
 @pytest.mark.parametrize(("change", "name", "part"), [
     (swap_labels, "structure/labels", "another order: label 0 is 'good', was 'bad'"),
-    (break_numbers, "structure/finite", "not finite"),
+    (break_numbers, "structure/loads", "holds a NaN or an infinity"),
     (other_tokenizer, "structure/tokenizer", "differ in normalizer"),
     (unfit, "structure/fitted", "no out_of_scope threshold is fitted for ['intent']; second"),
 ])  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_read_is_refused_and_one_that_is_not_there_a_mist
     assert "cannot be read" in refusals(report)["structure/loads"] and not report.passed
     with pytest.raises(InputError, match="nowhere: no model there"):
         check("nowhere", None, suite_file())
-    with pytest.raises(InputError, match="broken: cannot be read"):
+    with pytest.raises(InputError, match=r"broken.*cannot be read"):
         check(str(saved("whole")), str(broken), suite_file())
 
 
