@@ -22,6 +22,7 @@ from moe.decode import Floats
 NEIGHBOURS = 3
 REFUSED = 0.007  # share of each task's validation rows that may be refused, below the aim of 1 %
 UNUSUAL_REFUSED = 0.02  # of the routing rows of a task: unusual forms lie nearer to strangers
+STRANGERS = "strangers"  # beside the names of the exemplars, among cosines
 Vectors = NDArray[np.float32]
 
 
@@ -94,6 +95,18 @@ def normalise(pooled_ND: Vectors, centre_D: Vectors) -> Vectors:
     return unit_ND
 
 
+def nearest_cosines(pooled_ND: Vectors, reference: Reference) -> dict[str, Floats]:
+    """By kind of exemplars, and `STRANGERS`: the mean cosine (N,) to the nearest of them.
+
+    Args:
+        pooled_ND: Shared embeddings, the mean over the windows of a request.
+        reference: What they are compared with.
+    """
+    unit_ND = normalise(pooled_ND, reference.centre_D)
+    kept = {**reference.exemplars, STRANGERS: reference.strangers_XD}
+    return {name: nearest(unit_ND, kept_XD) for name, kept_XD in kept.items()}
+
+
 def stranger_scores(pooled_ND: Vectors, reference: Reference) -> Floats:
     """Score (N,) in [-2, 2]: similarity to the strangers minus that to the best task's exemplars.
 
@@ -103,35 +116,34 @@ def stranger_scores(pooled_ND: Vectors, reference: Reference) -> Floats:
         pooled_ND: Shared embeddings, the mean over the windows of a request.
         reference: What they are compared with.
     """
-    unit_ND = normalise(pooled_ND, reference.centre_D)
-    return nearest(unit_ND, reference.strangers_XD) - _nearest_own(unit_ND, reference)
+    return _strangeness(nearest_cosines(pooled_ND, reference), reference)
 
 
-def _nearest_own(unit_ND: Vectors, reference: Reference, added: str | None = None) -> Floats:
-    """Similarity (N,) to the best trained task's exemplars, or those of an added one."""
+def _strangeness(
+    cosines: Mapping[str, Floats], reference: Reference, added: str | None = None
+) -> Floats:
+    """The score (N,) where the trained tasks count, and one that was added."""
     names = [name for name in reference.exemplars if name not in reference.grown or name == added]
-    best_N: Floats = np.max([nearest(unit_ND, reference.exemplars[n]) for n in names], axis=0)
-    return best_N
+    score_N: Floats = cosines[STRANGERS] - np.max([cosines[name] for name in names], axis=0)
+    return score_N
 
 
 def refusal_scores(
-    pooled_ND: Vectors, reference: Reference, task_N: Sequence[str] = ()
+    cosines: Mapping[str, Floats], reference: Reference, task_N: Sequence[str] = ()
 ) -> tuple[Floats, Floats]:
     """Score (N,) of each request, and the threshold (N,) above which it is refused.
 
     Args:
-        pooled_ND: Shared embeddings, the mean over the windows of a request.
-        reference: What they are compared with.
+        cosines: Of the requests.
+        reference: What they were compared with.
         task_N: The gate's first choice for each; empty if no task was added.
     """
-    scores_N = stranger_scores(pooled_ND, reference)
+    scores_N = _strangeness(cosines, reference)
     thresholds_N = np.full(len(scores_N), reference.threshold)
     for name, threshold in reference.grown.items():
         mine_N = np.array([task == name for task in task_N], dtype=bool)
         if mine_N.any():
-            unit_ND = normalise(pooled_ND[mine_N], reference.centre_D)
-            own_N = _nearest_own(unit_ND, reference, name)
-            scores_N[mine_N] = nearest(unit_ND, reference.strangers_XD) - own_N
+            scores_N[mine_N] = _strangeness(cosines, reference, name)[mine_N]
             thresholds_N[mine_N] = threshold
     return scores_N, thresholds_N
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe.abstain import refusal_scores
+from moe.abstain import nearest_cosines, refusal_scores
 from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.data.tables import TaskTable
@@ -43,8 +43,9 @@ def refusals(
     if reference is None:
         return np.zeros(len(said.row_N), dtype=np.bool_)
     first_N = said.first_N if specs else ()
+    cosines = nearest_cosines(said.pooled_ND, reference)
     scores_N, thresholds_N = refusal_scores(
-        said.pooled_ND, reference, [specs[number].name for number in first_N]
+        cosines, reference, [specs[number].name for number in first_N]
     )
     refused_N: NDArray[np.bool_] = scores_N > thresholds_N
     return refused_N

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from moe.abstain import Reference, Vectors, nearest, normalise, refusal_scores
+from moe.abstain import Reference, refusal_scores
+from moe.decode import Floats
 from moe.types import TaskSpec
-
-STRANGERS = "strangers"  # beside the names of the exemplars in a distance
 
 
 def refusals(
     tasks: Sequence[TaskSpec],
-    pooled_ND: Vectors,
+    cosines: Mapping[str, Floats],
     reference: Reference,
     first_N: Sequence[int] | None = None,
 ) -> list[str | None]:
@@ -26,13 +25,13 @@ def refusals(
 
     Args:
         tasks: All tasks of the model.
-        pooled_ND: What the gate read, the mean over the windows of a request.
-        reference: What they are compared with.
+        cosines: Of the requests (`moe.abstain.nearest_cosines`).
+        reference: What they were compared with.
         first_N: The number of the gate's first choice for each; None if no task was added.
     """
     names = ", ".join(task.name for task in tasks)
     chosen = [tasks[number].name for number in ([] if first_N is None else first_N)]
-    scores_N, thresholds_N = refusal_scores(pooled_ND, reference, chosen)
+    scores_N, thresholds_N = refusal_scores(cosines, reference, chosen)
     return [
         f"fits no task: closer to texts outside {names} (score {score:.2f}, refused above "
         f"{threshold:.2f}); name the tasks to get an answer"
@@ -42,19 +41,14 @@ def refusals(
     ]
 
 
-def similarities(pooled_ND: Vectors, reference: Reference) -> list[dict[str, float]]:
-    """For each request the mean cosine to the nearest exemplars of each kind, and to strangers.
+def similarities(cosines: Mapping[str, Floats]) -> list[dict[str, float]]:
+    """For each request its cosines by kind.
 
     The score that decides on abstaining is that of the strangers minus the largest other; a task
     that was added later counts only for requests that the gate sends to it.
     """
-    unit_ND = normalise(pooled_ND, reference.centre_D)
-    kept = {**reference.exemplars, STRANGERS: reference.strangers_XD}
-    columns = {name: nearest(unit_ND, kept_XD) for name, kept_XD in kept.items()}
-    return [
-        {name: float(cosine_N[row]) for name, cosine_N in columns.items()}
-        for row in range(len(unit_ND))
-    ]
+    columns = [column_N.tolist() for column_N in cosines.values()]
+    return [dict(zip(cosines, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def explanation(

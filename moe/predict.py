@@ -106,7 +106,8 @@ class MixtureOfExperts(Predictor):
         pooled_ND = pooled_BD[first].cpu().numpy()
         mass_NT = routing.task_mass_BT[first].cpu().numpy()
         chosen_NT = routing.tasks_BT[first].cpu().numpy()
-        reasons = self._refused(requests, pooled_ND, mass_NT, chosen_NT)
+        cosines = self._cosines(requests, pooled_ND, explain)
+        reasons = self._refused(requests, cosines, mass_NT, chosen_NT)
         weight_NE = routing.log_weights_BE[first].exp().cpu().numpy()
         records = self._records(
             requests, answers, reasons, mass_NT=mass_NT, chosen_NT=chosen_NT, weight_NE=weight_NE
@@ -116,6 +117,7 @@ class MixtureOfExperts(Predictor):
                 records,
                 reasons,
                 pooled_ND,
+                cosines,
                 probability_NE=routing.probabilities_BE[first].cpu().numpy(),
                 mass_NT=mass_NT,
                 answerable_NT=self.model.answerable(batch.batch)[first].cpu().numpy(),

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe.abstain import Vectors
+from moe.abstain import Vectors, nearest_cosines
 from moe.answers import routing_answer
 from moe.calibration import Calibration
 from moe.data.text import restore_offsets
 from moe.data.windows import TextTokenizer, Window, Words, make_windows
-from moe.decode import WindowSaid
+from moe.decode import Floats, WindowSaid
 from moe.explain import explanation, refusals, similarities
 from moe.forms import FORMS, Source
 from moe.requests import Request, parse_request
@@ -166,16 +166,28 @@ class Predictor(ABC):
         context = request.context or ""
         return Source(text=request.original, context=context, offsets=offsets, words=words)
 
+    def _cosines(
+        self, requests: Sequence[Request], pooled_ND: Vectors, explain: Explain
+    ) -> dict[str, Floats] | None:
+        """What abstaining and its explanation compare, None where neither has anything to say."""
+        reference = self._calibration.reference
+        asked = bool(explain) or any(request.tasks is None for request in requests)
+        return nearest_cosines(pooled_ND, reference) if reference and asked else None
+
     def _refused(
-        self, requests: Sequence[Request], pooled_ND: Vectors, mass_NT: Any, chosen_NT: Any
+        self,
+        requests: Sequence[Request],
+        cosines: Mapping[str, Floats] | None,
+        mass_NT: Any,
+        chosen_NT: Any,
     ) -> list[str | None]:
         """Why the gate abstains from each request, None where it does not or tasks are named."""
         reference = self._calibration.reference
-        named = [request.tasks is not None for request in requests]
-        if reference is None or all(named):
+        if reference is None or cosines is None:
             return [None] * len(requests)
+        named = [request.tasks is not None for request in requests]
         first_N = np.where(chosen_NT, mass_NT, -1.0).argmax(1)
-        reasons = refusals(self.tasks, pooled_ND, reference, first_N.tolist())
+        reasons = refusals(self.tasks, cosines, reference, first_N.tolist())
         return [None if is_named else r for is_named, r in zip(named, reasons, strict=True)]
 
     def _records(
@@ -206,6 +218,7 @@ class Predictor(ABC):
         records: Sequence[dict[str, Any]],
         reasons: Sequence[str | None],
         pooled_ND: Vectors,
+        cosines: Mapping[str, Floats] | None,
         *,
         probability_NE: Any,
         mass_NT: Any,
@@ -213,8 +226,7 @@ class Predictor(ABC):
         explain: Explain,
     ) -> None:
         """Adds to each record what the gate saw."""
-        reference = self._calibration.reference
-        distances = similarities(pooled_ND, reference) if reference else None
+        distances = None if cosines is None else similarities(cosines)
         for row, (record, reason) in enumerate(zip(records, reasons, strict=True)):
             record["explanation"] = explanation(
                 self.tasks,

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from moe.abstain import REFUSED, Reference, Vectors, normalise, refusal_scores, rounded
+from moe.abstain import (
+    REFUSED,
+    Reference,
+    Vectors,
+    nearest_cosines,
+    normalise,
+    refusal_scores,
+    rounded,
+)
 from moe.checkpoint import Bundle
 from moe.collect import embed_deep
 from moe.data.module import RequestDataset
@@ -100,6 +108,8 @@ def remember(
 
 def _own_threshold(reference: Reference, task: str, validation_ND: Vectors) -> float:
     """At least that of the trained tasks: a few validation rows may all lie far from strangers."""
-    scores_N, _ = refusal_scores(validation_ND, reference, [task] * len(validation_ND))
+    scores_N, _ = refusal_scores(
+        nearest_cosines(validation_ND, reference), reference, [task] * len(validation_ND)
+    )
     needed = float(np.quantile(scores_N, 1 - REFUSED, method="higher"))
     return max(needed, reference.threshold)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe.abstain import STRANGERS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -85,8 +87,8 @@ def row_of(
     distance = explanation["distance"]
     strangeness = None
     if distance is not None:
-        own = [cosine for name, cosine in distance.items() if name != "strangers"]
-        strangeness = distance["strangers"] - max(own)
+        own = [cosine for name, cosine in distance.items() if name != STRANGERS]
+        strangeness = distance[STRANGERS] - max(own)
     return Row(
         time=time.time() if now is None else now,
         model=model,

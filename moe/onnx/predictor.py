@@ -132,7 +132,8 @@ class OnnxMixtureOfExperts(Predictor):
 
     def _said_records(self, chunk: Chunk, said: Said, explain: Explain) -> list[dict[str, Any]]:
         decision = said.decision
-        reasons = self._refused(chunk.requests, said.pooled_ND, decision.mass_NT, decision.tasks_NT)
+        cosines = self._cosines(chunk.requests, said.pooled_ND, explain)
+        reasons = self._refused(chunk.requests, cosines, decision.mass_NT, decision.tasks_NT)
         records = self._records(
             chunk.requests,
             self._decode(chunk.requests, self._tasks_said(chunk, said), chunk.offsets),
@@ -146,6 +147,7 @@ class OnnxMixtureOfExperts(Predictor):
                 records,
                 reasons,
                 said.pooled_ND,
+                cosines,
                 probability_NE=decision.probability_NE,
                 mass_NT=decision.mass_NT,
                 answerable_NT=said.allowed_NT,

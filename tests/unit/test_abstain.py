@@ -14,6 +14,7 @@ from moe.abstain import (
     Reference,
     fit_reference,
     nearest,
+    nearest_cosines,
     normalise,
     refusal_scores,
     stranger_scores,
@@ -207,10 +208,11 @@ def test_an_added_task_has_exemplars_and_a_threshold_of_its_own() -> None:
     rows = vectors([2, 0], [1, 2], [0, -3])
     before = stranger_scores(rows, base)
     assert np.array_equal(stranger_scores(rows, added), before)  # it counts for no other task
-    scores, thresholds = refusal_scores(rows, added, ["old", "new", "new"])
+    scores, thresholds = refusal_scores(nearest_cosines(rows, added), added, ["old", "new", "new"])
     assert thresholds.tolist() == [0.3, 0.9, 0.9]
     assert scores[:2].tolist() == before[:2].tolist()  # the second is nearer to an old exemplar
     # The third is its exemplar: similarity 1, and to the strangers what it was.
     strange = nearest(normalise(rows[2:], base.centre_D), base.strangers_XD)
     assert scores[2] == strange[0] - 1.0
-    assert [v.tolist() for v in refusal_scores(rows, base)] == [before.tolist(), [0.3] * 3]
+    found = refusal_scores(nearest_cosines(rows, base), base)
+    assert [v.tolist() for v in found] == [before.tolist(), [0.3] * 3]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe.abstain import Reference, normalise, stranger_scores
-from moe.explain import STRANGERS, explanation, refusals, similarities
+from moe.abstain import STRANGERS, Reference, nearest_cosines, normalise, stranger_scores
+from moe.explain import explanation, refusals, similarities
 from moe.types import TaskSpec
 
 TASKS = (
@@ -76,7 +76,8 @@ def test_similarities_by_hand() -> None:
         strangers_XD=axis,  # cosines 1 and 0
         threshold=0.0,
     )
-    said, = similarities(np.array([[3.0, 0.0]], dtype=np.float32), known)  # the x axis, centred
+    pooled_ND = np.array([[3.0, 0.0]], dtype=np.float32)  # the x axis, centred
+    said, = similarities(nearest_cosines(pooled_ND, known))
     assert said == {"mood": pytest.approx(0.8), "strangers": pytest.approx(0.5)}
 
 
@@ -84,7 +85,7 @@ def test_the_score_that_decides_is_that_of_the_similarities() -> None:
     pooled_ND = np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)
     known = reference()
     scores = stranger_scores(pooled_ND, known)
-    said = similarities(pooled_ND, known)
+    said = similarities(nearest_cosines(pooled_ND, known))
     expected = [s[STRANGERS] - max(s["mood"], s["qa"]) for s in said]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
@@ -93,7 +94,7 @@ def test_refusals_name_the_score_and_the_threshold() -> None:
     pooled_ND = np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)
     known = reference()
     scores = stranger_scores(pooled_ND, known)
-    reasons = refusals(TASKS, pooled_ND, known)
+    reasons = refusals(TASKS, nearest_cosines(pooled_ND, known), known)
     assert [reason is not None for reason in reasons] == (scores > 0).tolist()
     row = int(np.argmax(scores))
     assert f"score {scores[row]:.2f}, refused above 0.00" in str(reasons[row])

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from moe.abstain import Reference, normalise
+from moe.abstain import STRANGERS, Reference, normalise
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle
-from moe.explain import STRANGERS
 from moe.predict import MixtureOfExperts
 from moe.requests import Request
 from moe.streams import WINDOW
