@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def make_project(folder: Path, **changes: Any) -> Path:
         The config file, for `train.py --config`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_encoder(folder / "encoder")
+    write_encoder(folder / "encoder", _words())
     _write_data(folder)
     config = _config(folder)
     for name, value in changes.items():
@@ -68,15 +69,24 @@ def _config(folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_encoder(folder: Path) -> None:
+def _words() -> list[str]:
+    characters = string.ascii_lowercase + string.digits
+    words = sorted({word for text in GOOD + BAD + TIME + MUSIC for word in text.split()})
+    return [*characters, *(f"##{c}" for c in characters), *".?,", *words]
+
+
+def write_encoder(folder: Path, names: Iterable[str]) -> None:
+    """A DistilBERT of two narrow layers with random weights, and its tokenizer.
+
+    Args:
+        folder: As `save_pretrained` fills it.
+        names: The words of its vocabulary, beside the special tokens.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
-    characters = string.ascii_lowercase + string.digits
-    words = sorted({word for text in GOOD + BAD + TIME + MUSIC for word in text.split()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    names = [*special, *characters, *(f"##{c}" for c in characters), *".?,", *words]
-    vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    vocabulary = {name: number for number, name in enumerate(dict.fromkeys([*special, *names]))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+
+from moe.chaos.project import BAD, GOOD, MUSIC, TIME, write_encoder
 
 ROOT = Path(__file__).parents[2]
 
-GOOD = ["good film", "a great day", "great food here", "i love it", "love this good bus"]
-BAD = ["bad film", "an awful day", "awful food here", "i hate it", "hate this bad bus"]
-TIME = ["what time is it", "tell me the time", "time please", "give the time now"]
-MUSIC = ["play a song", "play music now", "put on a song", "music please"]
 WORDS = sorted({w for text in GOOD + BAD + TIME + MUSIC for w in text.split()})
 
 
@@ -81,7 +77,7 @@ def run_in_process() -> Callable[..., Done]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `encoder/`, data files of three tasks, and `tiny.yaml`."""
     folder = tmp_path_factory.mktemp("project")
-    _encoder(folder / "encoder")
+    write_encoder(folder / "encoder", _words())
     rows = ["text,label"]
     for k in range(6):
         rows += [f"{text} {k},good" for text in GOOD] + [f"{text} {k},bad" for text in BAD]
@@ -116,33 +112,11 @@ trainer:
 """
 
 
-def _encoder(folder: Path) -> None:
+def _words() -> list[str]:
     pieces = [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
     digits = [str(d) for d in range(10)] + [f"##{d}" for d in range(10)]
     extra = ["the", "was", "built", "in", "by", "who", "mill", ".", "?", ","]
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *digits, *extra, *WORDS]
-    vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-    )
-    fast.save_pretrained(folder)
-    shape = DistilBertConfig(
-        vocab_size=len(vocabulary),
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        hidden_dim=64,
-        max_position_embeddings=64,
-    )
-    DistilBertModel(shape).save_pretrained(folder)
+    return [*pieces, *digits, *extra, *WORDS]
 
 
 def _intents(path: Path) -> None:

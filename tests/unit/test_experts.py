@@ -210,6 +210,19 @@ def assert_same_gradients(reference: nn.Module, encoder: nn.Module, trunk: Trunk
                 torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
+def assert_same_training(
+    reference: nn.Module, encoder: nn.Module, expert: Any, expected: Any, logits: Tensor,
+    batch: Batch,
+) -> None:
+    loss = -expert.log_likelihood(logits, batch).mean()
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
+    expected.loss.backward()
+    loss.backward()
+    assert_same_gradients(reference, encoder, expert.trunk)
+    torch.testing.assert_close(expert.classifier.weight.grad, reference.classifier.weight.grad)
+
+
 @pytest.mark.parametrize("trunk", ["none", "transformer"])
 def test_classifier_equals_distilberts(trunk: Any) -> None:
     _, batch = rows()
@@ -222,13 +235,7 @@ def test_classifier_equals_distilberts(trunk: Any) -> None:
     expert.classifier.load_state_dict(reference.classifier.state_dict())
     expected = reference(batch.input_ids, mask, labels=batch.labels)
     logits = expert(encode(encoder, batch.input_ids, mask), mask, batch.context_mask)
-    loss = -expert.log_likelihood(logits, batch).mean()
-    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
-    expected.loss.backward()
-    loss.backward()
-    assert_same_gradients(reference, encoder, expert.trunk)
-    torch.testing.assert_close(expert.classifier.weight.grad, reference.classifier.weight.grad)
+    assert_same_training(reference, encoder, expert, expected, logits, batch)
 
 
 @pytest.mark.parametrize("trunk", ["none", "transformer"])
@@ -269,13 +276,7 @@ def test_tagger_equals_distilberts(trunk: Any) -> None:
     labels = batch.tags.masked_fill(batch.tags < 0, -100)
     expected = reference(batch.input_ids, mask, labels=labels)
     logits = expert(encode(encoder, batch.input_ids, mask), mask, batch.context_mask)
-    loss = -expert.log_likelihood(logits, batch).mean()
-    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
-    expected.loss.backward()
-    loss.backward()
-    assert_same_gradients(reference, encoder, expert.trunk)
-    torch.testing.assert_close(expert.classifier.weight.grad, reference.classifier.weight.grad)
+    assert_same_training(reference, encoder, expert, expected, logits, batch)
 
 
 def test_ffn_trunk_is_the_second_half_of_a_layer() -> None:
