@@ -127,7 +127,7 @@ def _task_profile(
     data: DataConfig,
 ) -> Profile:
     count, reference = len(said.row_N), calibration.reference
-    first_N = np.where(said.allowed_NT, said.mass_NT, -1.0).argmax(1)
+    first_N = said.first_N
     own_N = first_N == table.task
     confidence_N, rejected_N, empty_N = _said(table, said, calibration, specs)
     strange_N = np.full(count, np.nan)

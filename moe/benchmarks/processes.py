@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,34 @@ def save_library_models(folder: Path, options: Options) -> None:
     (folder / "texts.json").write_text(json.dumps([TEXT, *mixed_texts(TEXTS)]), encoding="utf-8")
 
 
+@contextmanager
+def saved_models(options: Options) -> Iterator[Path]:
+    """A folder with our model, `ours` and `onnx`, and those of Hugging Face, `library`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = bundle_of(options.checkpoint, shape_of(options))
+        (folder / "onnx").mkdir()
+        write(bundle, folder / "onnx", int8=True, checked=False)
+        save_bundle(bundle, folder / "ours")
+        save_library_models(folder / "library", options)
+        yield folder
+
+
 def library_command(name: str, folder: Path, options: Options) -> list[str]:
     """Runs a function of `moe.benchmarks.library` in a process of its own."""
     return [sys.executable, library.__file__, name, str(folder), str(options.threads)]
+
+
+def _finished(command: list[str]) -> str:
+    """What a process printed.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr[-500:]}")
+    return done.stdout
 
 
 def printed(command: list[str]) -> float:
@@ -96,10 +122,7 @@ def printed(command: list[str]) -> float:
     Raises:
         RuntimeError: It failed.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr[-500:]}")
-    return float(done.stdout.split()[-1])
+    return float(_finished(command).split()[-1])
 
 
 def run_side(script: str, settings: dict[str, Any]) -> float:
@@ -111,13 +134,7 @@ def memory(options: Options) -> Iterator[Case]:
     """A server on ONNX Runtime and one on torch, each against three models in one process."""
     serve = [sys.executable, own_script(options, "serve.py"), "--port", "0"]
     serve += ["--threads", str(options.threads)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bundle = bundle_of(options.checkpoint, shape_of(options))
-        (folder / "onnx").mkdir()
-        write(bundle, folder / "onnx", int8=True, checked=False)
-        save_bundle(bundle, folder / "ours")
-        save_library_models(folder / "library", options)
+    with saved_models(options) as folder:
         baseline = library_command("memory", folder / "library", options)
         sources = {"onnx": ["--onnx", folder / "onnx"], "torch": ["--ckpt", folder / "ours"]}
         for case, source in sources.items():
@@ -139,23 +156,14 @@ def seconds_to_end(command: list[str]) -> float:
         RuntimeError: It failed.
     """
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr[-500:]}")
-    return seconds
+    _finished(command)
+    return time.perf_counter() - start
 
 
 def startup(options: Options) -> Iterator[Case]:
     """One text from the shell, in ONNX Runtime and in torch, against one Hugging Face model."""
     predict = [sys.executable, own_script(options, "predict.py"), TEXT]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bundle = bundle_of(options.checkpoint, shape_of(options))
-        (folder / "onnx").mkdir()
-        write(bundle, folder / "onnx", int8=True, checked=False)
-        save_bundle(bundle, folder / "ours")
-        save_library_models(folder / "library", options)
+    with saved_models(options) as folder:
         baseline = library_command("startup", folder / "library", options)
         for case, source in (("onnx", ["--backend", "onnx"]), ("torch", [])):
             place = folder / ("onnx" if case == "onnx" else "ours")

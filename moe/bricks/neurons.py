@@ -110,9 +110,7 @@ def _of_task(
         mask_BL = batch.attention_mask
         some = generator.permutation(int(mask_BL.sum()))[: SAMPLED // len(data) + 1]
 
-        def look(
-            layer: int, values_NF: Tensor, mask: Tensor = mask_BL, some: Any = some
-        ) -> Tensor:
+        def look(layer: int, values_NF: Tensor, mask: Tensor = mask_BL, some: Any = some) -> Tensor:
             real_SF = values_NF[mask.flatten()]
             active[layer] = active[layer] + (real_SF > 0).sum(0).double().numpy()
             size[layer] = size[layer] + real_SF.abs().sum(0).double().numpy()

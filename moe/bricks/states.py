@@ -17,7 +17,7 @@ from moe.abstain import Vectors
 from moe.checkpoint import Bundle
 from moe.config import DataConfig
 from moe.data.collate import collate
-from moe.data.tables import TaskTable
+from moe.data.tables import TaskTable, targets
 from moe.data.windows import TextTokenizer, Window, token_budget
 from moe.model import Mixture
 from moe.types import Batch
@@ -69,17 +69,9 @@ def labelled_windows(
     windows, requests = [], []
     shape = {"max_length": data.max_length, "stride": data.stride}
     for number, record in enumerate(table.read(range(len(table)) if rows is None else rows)):
-        start, end = record["span"]
-        tags = record.get("tags")
         for window in table.windows(record, **shape):
-            answered = replace(
-                window,
-                task=table.task,
-                label=int(record["label"]),
-                span=(int(start), int(end)),
-                tags=None if tags is None else tags[: len(window.text_ids)],
-            )
-            windows.append(answered)
+            answer = targets(record, len(window.text_ids))
+            windows.append(replace(window, task=table.task, **answer))
             requests.append(number)
     return windows, requests
 

@@ -15,7 +15,7 @@ from moe.data.collate import RequestBatch, collate, collate_requests
 from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
 from moe.data.prepare import Tables
 from moe.data.routing import RoutingTable
-from moe.data.tables import TaskTable, training_items
+from moe.data.tables import TaskTable, targets, training_items
 from moe.data.windows import TextTokenizer, Window, token_budget
 from moe.interrupt import ignore_in_worker
 from moe.types import Batch
@@ -92,16 +92,12 @@ class StepDataset(Dataset[Step]):
         elif row.donor >= 0 and self.donors is not None:
             passage = self.donors.read([row.donor])[0]["context_ids"]
             context_ids = passage[row.donor_first : row.donor_first + row.donor_length]
-        start, end = record["span"]
-        tags = record.get("noised_tags" if row.noised else "tags")
         return Window(
             text_ids=text_ids,
             context_ids=context_ids,
             first=first,
             task=table.task,
-            label=int(record["label"]),
-            span=(int(start), int(end)),
-            tags=None if tags is None else tags[:length],
+            **targets(record, length, noised=row.noised),
             targets=record.get("targets", ()),
         )
 

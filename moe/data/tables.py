@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,23 @@ class TaskTable:
         """All windows of one record of `read`, for evaluation."""
         context_ids = row["context_ids"] if row["context"] is not None else None
         return make_windows(row["text_ids"], context_ids, max_length=max_length, stride=stride)
+
+
+def targets(record: Mapping[str, Any], length: int, *, noised: bool = False) -> dict[str, Any]:
+    """What a record should be answered, as arguments of a `Window`.
+
+    Args:
+        record: Of `TaskTable.read`.
+        length: Tokens of the text in the window.
+        noised: Whether the window holds the noised text.
+    """
+    start, end = record["span"]
+    tags = record.get("noised_tags" if noised else "tags")
+    return {
+        "label": int(record["label"]),
+        "span": (int(start), int(end)),
+        "tags": None if tags is None else tags[:length],
+    }
 
 
 def build_table(

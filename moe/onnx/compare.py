@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe.checkpoint import Bundle, load_bundle
-from moe.collect import Answers
 from moe.data.windows import PaddedWindows
 from moe.dispatch import dispatch
 from moe.evaluation import evaluate, main_metric
@@ -98,7 +97,7 @@ def compare_exports(
     for name, own in bundles.items():
         answers = [collect_table(own, table, torch.device("cpu")) for table in tables]
         numbers = evaluate(tables, answers, bundle.calibration, bundle.model.tasks)
-        routes[name] = np.concatenate([first_choice(said) for said in answers])
+        routes[name] = np.concatenate([said.first_N for said in answers])
         same = float((routes[name] == routes["torch"]).mean())
         sides[name] = {**asdict(numbers), "same_route": same}
     return {"checkpoint": str(checkpoint), "onnx": str(folder), "sides": sides}
@@ -121,11 +120,6 @@ def _exported(bundle: Bundle, folder: Path) -> dict[str, Bundle]:
     if not found:
         raise InputError(f"{folder}: no export, expected {' or '.join(FILES.values())} in it")
     return found
-
-
-def first_choice(said: Answers) -> NDArray[np.int64]:
-    """The task (N,) that the learned gate sends each row to."""
-    return np.where(said.allowed_NT, said.mass_NT, -1.0).argmax(1)
 
 
 def comparison_table(report: dict[str, Any]) -> str:

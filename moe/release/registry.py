@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moe.release.hashing import SINGLE, combined_hash, file_hash, model_files
+from moe.durable import digest
+from moe.release.hashing import SINGLE, combined_hash, model_files
 from moe.types import InputError
 
 CURRENT, MANIFEST, REPORT = "current", "manifest.json", "report.json"
@@ -94,7 +95,7 @@ def verify(folder: Path) -> Manifest:
         state = "is not in the manifest" if name in found else "is missing"
         raise InputError(f"{folder}: {name} {state}: promote the model again")
     for name, path in found.items():
-        if file_hash(path) != manifest.files[name]:
+        if digest(path) != manifest.files[name]:
             raise InputError(
                 f"{folder}: {name} is not the file that was promoted (SHA-256 differs): promote "
                 "the model again"
@@ -229,7 +230,7 @@ class Registry:
         before: str | None,
     ) -> None:
         model = SINGLE if (folder / SINGLE).is_file() else "model"
-        files = {name: file_hash(path) for name, path in model_files(folder).items()}
+        files = {name: digest(path) for name, path in model_files(folder).items()}
         candidate, found = judged["candidate"], _hash_of(files, model)
         if found != candidate["hash"]:  # of the copy: nothing can change after this look
             raise Refused(

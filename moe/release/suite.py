@@ -5,7 +5,6 @@ All scores are in points, 0-100, better if higher unless a rule says otherwise.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from moe.config import TaskConfig
 from moe.data.augment import PERTURBATIONS
 from moe.data.sources import Split
+from moe.durable import digest
 from moe.model_config import check, check_range
 from moe.types import InputError
 
@@ -228,7 +228,7 @@ def load_suite(path: str | Path) -> Suite:
 
 def suite_hash(path: str | Path) -> str:
     """SHA-256 of the file, so that a report says by which rules."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest(Path(path))
 
 
 def rules_text(rule: Rule) -> str:
