@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: one core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

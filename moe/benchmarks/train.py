@@ -195,7 +195,8 @@ def seconds_per_row(
     """
     if find_spec("accelerate") is None:
         raise InputError(
-            "benchmark train: Hugging Face's Trainer needs accelerate: pip install accelerate"
+            "benchmark train: Hugging Face's Trainer needs accelerate: "
+            "pip install -c constraints.txt -e '.[benchmark]'"
         )
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 

@@ -11,7 +11,7 @@ One model for several language tasks. A gate reads each request and sends it to 
 name `tasks` to choose them yourself. A list of requests gets a list of answers in the same order.
 """
 
-_TEXT = {"type": "string", "minLength": 1}
+_TEXT = {"type": "string", "pattern": "\\S"}
 _REQUEST: dict[str, Any] = {
     "title": "Request",
     "type": "object",
@@ -29,10 +29,11 @@ _REQUEST: dict[str, Any] = {
         "id": {"type": ["string", "null"], "description": "returned with the answer"},
     },
 }
-_LIST = {"type": "array", "items": _REQUEST, "minItems": 1}
+_ITEM = {"anyOf": [_REQUEST, {**_TEXT, "description": "a request of this text alone"}]}
+_LIST = {"type": "array", "items": _ITEM, "minItems": 1}
 _BODY = {
     "anyOf": [
-        _REQUEST,
+        *_ITEM["anyOf"],
         _LIST,
         {
             "title": "Requests",
