@@ -285,11 +285,9 @@ def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind:
         return hidden_BLD[:, 0]
     text_mask = attention_mask & (context_mask.cumsum(1) == 0)
     masks = {"mean": [attention_mask], "text": [text_mask], "both": [text_mask, attention_mask]}
-    means = []
-    for mask in masks[kind]:
-        weights_BL1 = mask[:, :, None].to(hidden_BLD.dtype)
-        means.append((hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1))
-    return torch.cat(means, dim=-1)
+    weights_BML = torch.stack(masks[kind], dim=1).to(hidden_BLD.dtype)
+    means_BMD = (weights_BML @ hidden_BLD) / weights_BML.sum(-1, keepdim=True)
+    return means_BMD.flatten(1)
 
 
 def pooled_width(dim: int, kind: Pooling) -> int:
