@@ -60,11 +60,9 @@ def exchange() -> DDPStrategy:
     """How ranks exchange gradients.
 
     A rank without a row for an expert finds its parameters unused; those that no rank used keep
-    `grad` None, so that they do not move. Buffers are the same by computation.
+    `grad` None, so that they do not move.
     """
-    return DDPStrategy(
-        find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def launch(trainer: dict[str, Any], work: Callable[[], None]) -> None:

@@ -126,9 +126,7 @@ class LitMixture(L.LightningModule):
             sums = loss.sums
             balances.append(loss.balance.detach())
             if group:
-                with nullcontext() if number == len(groups) else self._gradients_stay_here():
-                    # DDP takes the mean over the ranks; each has a part of a sum.
-                    self.manual_backward((loss.rows + loss.balance) * num_ranks())
+                self._backward(loss.rows + loss.balance, is_last=number == len(groups))
         assert sums is not None
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
@@ -147,10 +145,13 @@ class LitMixture(L.LightningModule):
         if self.trainer.global_step % self._log_every == 0:
             self._log_step(step, sums, total, norm)
 
-    def _gradients_stay_here(self) -> Any:
-        """Inside, a backward pass adds to this rank's gradients; a later one exchanges them."""
-        strategy: Any = self.trainer.strategy
-        return nullcontext() if num_ranks() == 1 else strategy.block_backward_sync()
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Adds to this rank's gradients; the last time in a step the ranks exchange theirs."""
+        trainer: Any = self.trainer
+        exchanges = is_last or num_ranks() == 1
+        with nullcontext() if exchanges else trainer.strategy.block_backward_sync():
+            # DDP takes the mean over the ranks; each has a part of a sum.
+            self.manual_backward(loss * num_ranks())
 
     def _is_sound(self, total: Mapping[str, Tensor], norm: Tensor) -> bool:
         """Whether loss and gradient are finite, on all ranks alike.

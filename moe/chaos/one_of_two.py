@@ -1,0 +1,100 @@
+"""One of two processes is killed or told to stop; the run goes on, with as many or fewer."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from moe.chaos.process import differences, leftovers, run_folder, train, wait
+from moe.chaos.processes import (
+    SPARSE,
+    STEADY,
+    Work,
+    after,
+    devices,
+    kill_at,
+    recorded,
+    run,
+    start,
+    steps,
+)
+from moe.chaos.project import make_project
+from moe.chaos.report import Report
+
+STOP_SECONDS = 10.0  # in which both must be gone after SIGTERM
+
+
+def other_counts(scratch: Path) -> Report:
+    """Two processes, one is killed; on with one, stopped; on with two: each row as if unbroken."""
+    report = Report(name="ranks")
+    config = make_project(scratch, data=SPARSE, checkpoint_every=1)
+    options = ["--config", config, *STEADY, "--trainer.val_check_interval", 20]
+    whole, root = scratch / "whole", scratch / "broken"
+    place = "--trainer.default_root_dir"
+    parts = [
+        (1, [], train(*options, place, whole), whole, [0]),
+        (2, [kill_at(5, 1, signal.SIGKILL)], train(*options, *devices(2), place, root), root, None),
+        (1, [kill_at(9, 0, signal.SIGTERM)], _resume(root, 1), root, [143]),
+        (2, [], _resume(root, 2), root, [0, 0]),
+    ]
+    for at, (count, patches, training, folder, expected) in enumerate(parts):
+        seen = folder / f"seen-{at}"
+        log = scratch / f"{at}.log"
+        codes = run(count, after([recorded(seen), *patches], training), log)
+        right = codes == expected if expected else codes[1] == -signal.SIGKILL and codes[0] != 0
+        report.case(f"part {at}", [] if right else [f"exit codes {codes}, see {log}"])
+    if report.failed:
+        return report
+    found: dict[int, tuple[list[str], float]] = {}
+    for at, (count, *_) in enumerate(parts[1:], 1):
+        every = [steps(root / f"seen-{at}", number) for number in range(count)]
+        for lines in zip(*every, strict=False):  # a killed rank did not write its last step
+            rows = [row for line in lines for row in line["rows"]]
+            found[lines[0]["step"]] = rows, lines[0]["loss"]
+    for line in steps(whole / "seen-0", 0):
+        rows, loss = found.get(line["step"], ([], 0.0))
+        problems = [] if Counter(rows) == Counter(line["rows"]) else ["other rows"]
+        problems += [] if abs(loss - line["loss"]) < 1e-4 * abs(loss) else [f"loss {loss}"]
+        report.case(f"step {line['step']}", problems)
+    return report
+
+
+def _resume(root: Path, count: int) -> Work:
+    return train("--resume", run_folder(root), *devices(count))
+
+
+def stops_of_one(scratch: Path, stops: int = 10) -> Report:
+    """SIGTERM to one of two: both save and end with 143 in ten seconds, and the resume is exact."""
+    report, chance = Report(name="sigterm-ranks"), random.Random(3)
+    config = make_project(scratch, checkpoint_every=3)
+    options = ["--config", config, *devices(2), "--trainer.default_root_dir"]
+    begun = time.monotonic()
+    codes = run(2, train(*options, scratch / "whole"), scratch / "whole.log")
+    seconds = time.monotonic() - begun
+    assert codes == [0, 0], f"the run ended with {codes}, see {scratch / 'whole.log'}"
+    slowest = 0.0
+    for number in range(stops):
+        root = scratch / f"stop-{number}"
+        log = root.with_suffix(".log")
+        workers = start(2, train(*options, root), log)
+        last = run_folder(root) / "checkpoints" / "last.ckpt"
+        while not last.exists():  # from the first write on
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.3) * seconds)
+        begun = time.monotonic()
+        os.kill(workers[number % 2], signal.SIGTERM)
+        codes = [wait(worker, STOP_SECONDS) for worker in workers]
+        slowest = max(slowest, time.monotonic() - begun)
+        problems = [] if codes == [143, 143] else [f"exit codes {codes}, see {log}"]
+        codes = run(2, train("--resume", run_folder(root)), log)
+        problems += [f"resumed with exit codes {codes}"] if any(codes) else []
+        problems += differences(run_folder(scratch / "whole"), run_folder(root))
+        report.case(root.name, problems + leftovers(run_folder(root)))
+        shutil.rmtree(root, ignore_errors=True)
+    report.numbers["slowest_seconds"] = round(slowest, 2)
+    return report
