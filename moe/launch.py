@@ -52,7 +52,7 @@ def build_trainer(**arguments: Any) -> L.Trainer:
     """A Lightning Trainer; what it refuses is the user's mistake."""
     try:
         return L.Trainer(**arguments)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 

@@ -24,16 +24,17 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # comes back afterwards
 
 
-@pytest.mark.parametrize("devices", [1, "1", [0]])
-def test_one_device_is_this_process(devices: Any) -> None:
-    # [0] names a GPU; of a CPU it is a count that Lightning refuses.
+@pytest.mark.parametrize("devices", [1, "1", "auto"])
+def test_one_device_is_this_process(devices: int | str) -> None:
     done: list[int] = []
-    if devices == [0]:
-        with pytest.raises(InputError, match=r"trainer: .*`devices`"):
-            launch(places(devices=devices), lambda: done.append(1))
-        return
     launch(places(devices=devices), lambda: done.append(1))
     assert done == [1]
+
+
+@pytest.mark.parametrize("devices", [[0], 0, "two"])
+def test_devices_that_are_none(devices: Any) -> None:
+    with pytest.raises(InputError, match="trainer: .*devices"):
+        launch(places(devices=devices), pytest.fail)
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])

@@ -111,11 +111,12 @@ def test_a_step_that_is_encoded_at_once_is_balanced_as_a_whole(
     tiny_model, hand_batch: Batch
 ) -> None:
     lit = lit_of(tiny_model().train(), LossConfig(switch=2.0, prior=1.0))
-    parts = [part(hand_batch, slice(0, 2)), part(hand_batch, slice(2, 4)),
-             part(hand_batch, slice(4, 6))]
-    assert close(gradients(lit, parts), gradients(lit, [hand_batch]))
+    batch = with_routing_rows(hand_batch)
+    parts = [part(batch, slice(0, 2)), part(batch, slice(2, 4)), part(batch, slice(4, 8))]
+    whole = gradients(lit, [batch])
+    assert close(gradients(lit, parts), whole)
     # Group by group the first knows nothing of the others.
-    assert not close(gradients(lit, *([one] for one in parts)), gradients(lit, [hand_batch]))
+    assert not close(gradients(lit, *([one] for one in parts)), whole)
 
 
 def test_routing_rows_add_their_routing_loss_and_nothing_else(
