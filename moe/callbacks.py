@@ -121,6 +121,10 @@ class LastCheckpoint(Checkpoint):
         if batch_idx < self._common[dataloader_idx]:  # else another rank has none at this time
             self._heed()
 
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """Stops before the fitting, too, for which the other ranks wait."""
+        self._heed()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what the validation found."""
         if not trainer.sanity_checking:

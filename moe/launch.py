@@ -43,7 +43,6 @@ def quiet() -> None:
         "dataloader is not resumable",  # the plan of steps is: it starts at the global step
         "Total length of .* across ranks is zero",
         "sync_dist=True",  # what is logged is the same on every rank
-        "find_unused_parameters=True was specified",  # which experts a step needs, data decide
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 
