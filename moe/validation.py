@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def validate(
         calibration = replace(calibration, reference=fit_abstain(read, answers, held))
     if model.multi_task_threshold is not None:  # set by hand
         calibration = replace(calibration, second_task=model.multi_task_threshold)
-    measured: Any = tables, answers, calibration, model.tasks
+    measured = tables, answers, calibration, model.tasks
     validated = Validated(
         calibration=calibration,
         memory=memory,
