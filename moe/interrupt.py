@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ctrl-C reaches torchrun and its workers, to whom torchrun passes it on: that is one signal.
+PASSED_ON_SECONDS = 3.0
 
 
 class StopSignals:
@@ -32,6 +35,7 @@ class StopSignals:
         self.agreed: int | None = None
         self.several = False
         self.deferred = False
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -76,8 +80,10 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self.several and time.monotonic() - self._since < PASSED_ON_SECONDS:
+                return
             os._exit(128 + number)
-        self.received = number
+        self.received, self._since = number, time.monotonic()
         # Not print: a handler may interrupt one that is writing.
         word = "stopping after this step" if self.deferred else "stopping"
         name = signal.Signals(number).name

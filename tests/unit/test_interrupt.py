@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from moe import interrupt
 from moe.interrupt import StopSignals
 
 
@@ -83,3 +84,16 @@ def test_one_signal_ends_at_once_outside_training_also_of_several() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
     assert ended.value.code == 143
+
+
+def test_of_several_processes_a_signal_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with StopSignals() as stop:
+        stop.deferred = stop.several = True
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # as torchrun passes it on
+        assert stop.received == signal.SIGINT and ended == []
+        monkeypatch.setattr(interrupt, "PASSED_ON_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended == [130]

@@ -33,7 +33,7 @@ def test_one_device_is_this_process(devices: int | str) -> None:
 
 @pytest.mark.parametrize("devices", [[0], 0, "two"])
 def test_devices_that_are_none(devices: Any) -> None:
-    with pytest.raises(InputError, match="trainer: .*devices"):
+    with pytest.raises(InputError, match=r"trainer: .*devices"):
         launch(places(devices=devices), pytest.fail)
 
 
