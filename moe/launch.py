@@ -17,6 +17,7 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moe.interrupt import SIGNALS
@@ -79,9 +80,28 @@ def launch(trainer: dict[str, Any], work: Callable[[], None]) -> None:
         InputError: The devices are not there, or other processes were started than asked for.
     """
     quiet()
+    probe = _several(trainer)
+    if probe is None:
+        return work()
+    strategy, launcher = probe.strategy, probe.strategy.launcher
+    if not isinstance(strategy, DDPStrategy) or not isinstance(launcher, _SubprocessScriptLauncher):
+        raise InputError(f"{probe.world_size} devices: run `python train.py`, not a notebook")
+
+    def connected() -> None:
+        strategy.setup_environment()
+        own = isinstance(strategy.cluster_environment, LightningEnvironment)
+        _run(work, reports=probe.is_global_zero, is_child=own and probe.local_rank > 0)
+
+    launcher.launch(connected, trainer=probe)
+    for process in launcher.procs:
+        process.wait()
+
+
+def _several(trainer: dict[str, Any]) -> L.Trainer | None:
+    """A Trainer that knows its processes; None if this one trains alone."""
     started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     if started == 1 and str(trainer["devices"]) == "1" and trainer["num_nodes"] == 1:
-        return work()
+        return None
     probe = build_trainer(
         **{name: trainer[name] for name in _PLACES}, logger=False, enable_checkpointing=False
     )
@@ -92,25 +112,13 @@ def launch(trainer: dict[str, Any], work: Callable[[], None]) -> None:
             "--trainer.num_nodes to the machines"
         )
     if probe.world_size == 1:
-        return work()
-    strategy, launcher = probe.strategy, probe.strategy.launcher
+        return None
     if trainer["strategy"] not in _STRATEGIES:
         raise InputError(
             f"trainer.strategy {trainer['strategy']}: {probe.world_size} devices train with "
             f"{' or '.join(_STRATEGIES)} (docs/scale.md)"
         )
-    if not isinstance(strategy, DDPStrategy) or strategy._start_method != "popen":
-        raise InputError(f"{probe.world_size} devices: run `python train.py`, not a notebook")
-
-    def connected() -> None:
-        strategy.setup_environment()
-        own = isinstance(strategy.cluster_environment, LightningEnvironment)
-        _run(work, reports=probe.is_global_zero, is_child=own and probe.local_rank > 0)
-
-    assert launcher is not None
-    launcher.launch(connected, trainer=probe)
-    for process in getattr(launcher, "procs", ()):
-        process.wait()
+    return probe
 
 
 def _run(work: Callable[[], None], *, reports: bool, is_child: bool) -> None:
