@@ -8,8 +8,13 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from moe.chaos.nonfinite import PLACES, break_steps
 from moe.chaos.process import differences, leftovers, run_folder, train, wait
 from moe.chaos.processes import (
     SPARSE,
@@ -98,3 +103,32 @@ def stops_of_one(scratch: Path, stops: int = 10) -> Report:
         shutil.rmtree(root, ignore_errors=True)
     report.numbers["slowest_seconds"] = round(slowest, 2)
     return report
+
+
+def nonfinite_on_one(scratch: Path, places: Sequence[str] = tuple(PLACES)) -> Report:
+    """NaN on one of two processes in one step: both skip it, and are equal to the bit at the end."""
+    report = Report(name="nonfinite-ranks")
+    config = make_project(scratch)
+    options = ["--config", config, *devices(2), "--trainer.max_steps", 8]
+    options += ["--trainer.val_check_interval", 8, "--trainer.default_root_dir"]
+    for place in places:
+        root = scratch / place
+        patches = [partial(_break_second, place), recorded(root / "seen")]
+        log = scratch / f"{place}.log"
+        codes = run(2, after(patches, train(*options, root)), log)
+        if any(codes):
+            report.case(place, [f"exit codes {codes}, see {log}"])
+            continue
+        saved = torch.load(run_folder(root) / "checkpoints" / "last.ckpt", weights_only=True)
+        counted = saved["guard"] == {"skipped": 1, "in_a_row": 0} and saved["global_step"] == 8
+        problems = [] if counted else [f"{saved['guard']} after {saved['global_step']} steps"]
+        first, second = (torch.load(root / "seen" / f"weights-{n}.pt") for n in (0, 1))
+        problems += [n for n in first if not torch.equal(first[n], second[n])]
+        problems += [f"{n} is not finite" for n in first if not first[n].isfinite().all()]
+        report.case(place, problems)
+    return report
+
+
+def _break_second(place: str) -> None:
+    if os.environ["RANK"] == "1":
+        break_steps(place, float("nan"), range(5, 6))

@@ -19,7 +19,7 @@ def check(call: str, folder: Path) -> dict[str, Any]:
     """A check in a process that forks nothing but what it imported; its report."""
     program = (
         "import sys, torch\nfrom pathlib import Path\n"
-        "from moe.chaos.one_of_two import other_counts, stops_of_one\n"
+        "from moe.chaos.one_of_two import nonfinite_on_one, other_counts, stops_of_one\n"
         "from moe.chaos.parity import parity\n"
         "from moe.chaos.shared_rows import evaluation_sizes\n"
         "torch.set_num_threads(1)\nfolder = Path(sys.argv[1])\n"
@@ -60,6 +60,11 @@ def test_a_run_goes_on_with_fewer_and_more_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_stops_both(tmp_path: Path) -> None:
     assert check("stops_of_one(folder, 2)", tmp_path)["failures"] == []
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_on_one_of_two_is_skipped_by_both(tmp_path: Path) -> None:
+    assert check("nonfinite_on_one(folder, ['loss'])", tmp_path)["failures"] == []
 
 
 @pytest.mark.slow
