@@ -106,7 +106,7 @@ def stops_of_one(scratch: Path, stops: int = 10) -> Report:
 
 
 def nonfinite_on_one(scratch: Path, places: Sequence[str] = tuple(PLACES)) -> Report:
-    """NaN on one of two processes in one step: both skip it, and are equal to the bit at the end."""
+    """NaN on one of two processes in one step: both skip it, and end with the same weights."""
     report = Report(name="nonfinite-ranks")
     config = make_project(scratch)
     options = ["--config", config, *devices(2), "--trainer.max_steps", 8]
