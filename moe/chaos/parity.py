@@ -20,7 +20,7 @@ from moe.chaos.report import Report
 _UNBALANCED = ["--model.loss.switch", 0, "--model.loss.prior", 0]
 KINDS: dict[str, list[object]] = {
     "at once": [],
-    "in groups": ["--data.max_tokens", 48, *_UNBALANCED],
+    "in groups": ["--data.max_tokens", 48, "--data.batch_size", 18, *_UNBALANCED],
 }
 
 
@@ -54,7 +54,7 @@ def _compare(report: Report, root: Path, options: list[object], kind: str) -> No
         "first gradients": _gradients(one, two, report),
         "losses": _losses(one, two, report),
         "rows": _rows(one, two),
-        "absent experts": _absent(two, report),
+        "experts": _absent(two, report) if kind == "at once" else _rounds(two, report),
         "ranks agree to the bit": _same_weights(two),
         "metrics": _metrics(root / "on-1", root / "on-2"),
     }.items():
@@ -113,6 +113,14 @@ def _absent(two: Path, report: Report) -> list[str]:
     if report.numbers["absent"] < 0.3 or report.numbers["idle"] == 0:
         problems.append(f"too few to tell: {report.numbers}")
     return problems
+
+
+def _rounds(two: Path, report: Report) -> list[str]:
+    """Groups of a step; and whether the ranks have different numbers of them in some steps."""
+    groups = [[line["groups"] for line in steps(two, number)] for number in (0, 1)]
+    report.numbers["groups"] = min(map(min, groups))
+    uneven = any(a != b for a, b in zip(*groups, strict=True))
+    return [] if report.numbers["groups"] > 1 and uneven else [f"too few to tell: {groups}"]
 
 
 def _same_weights(two: Path) -> list[str]:

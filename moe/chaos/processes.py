@@ -74,7 +74,8 @@ def devices(count: int) -> list[object]:
 def record(out: Path) -> None:
     """Writes what every process of this training does to files in `out`; for a forked child.
 
-    `steps-RANK.jsonl`: of each step its number, loss, rows as strings of token ids, and tasks;
+    `steps-RANK.jsonl`: of each step its number, loss, rows as strings of token ids, tasks, and
+    groups that were encoded together;
     `gradients-RANK.pt`: of the first step; `weights-RANK.pt`: at the end.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,8 @@ def record(out: Path) -> None:
             for ids, mask in zip(part.input_ids, part.attention_mask, strict=True)
         ]
         seen["tasks"] = sorted({t for part in batch.micro_batches for t in part.task_ids.tolist()})
+        groups = batch.together(self.config.data.max_tokens)
+        seen["groups"] = sum(map(bool, groups))
         step(self, batch, number)
 
     def is_sound(self: LitMixture, total: Any, norm: Tensor) -> bool:
