@@ -10,7 +10,7 @@ from moe.chaos.corruption import corruptions
 from moe.chaos.hostile import refusals
 from moe.chaos.kills import random_kills, random_stops
 from moe.chaos.nonfinite import injections
-from moe.chaos.one_of_two import nonfinite_on_one, other_counts, stops_of_one
+from moe.chaos.one_of_two import nonfinite_on_one, other_counts, stops_of_agent, stops_of_one
 from moe.chaos.parity import parity
 from moe.chaos.process import fork, run_folder, train, wait
 from moe.chaos.project import make_project
@@ -45,5 +45,6 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "evaluation": evaluation_sizes,
     "ranks": other_counts,
     "sigterm-ranks": stops_of_one,
+    "sigterm-agent": stops_of_agent,
     "nonfinite-ranks": nonfinite_on_one,
 }

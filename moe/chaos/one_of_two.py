@@ -6,16 +6,18 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from moe.chaos.nonfinite import PLACES, break_steps
-from moe.chaos.process import differences, leftovers, run_folder, train, wait
+from moe.chaos.process import TRAIN, differences, leftovers, run_folder, train, wait
 from moe.chaos.processes import (
     SPARSE,
     STEADY,
@@ -75,33 +77,68 @@ def _resume(root: Path, count: int) -> Work:
 
 def stops_of_one(scratch: Path, stops: int = 10) -> Report:
     """SIGTERM to one of two: both save and end with 143 in ten seconds, and the resume is exact."""
-    report, chance = Report(name="sigterm-ranks"), random.Random(3)
+
+    def stop(number: int, root: Path, options: list[object], later: float) -> list[str]:
+        log = root.with_suffix(".log")
+        workers = start(2, train(*options), log)
+        _begun(root, later)
+        os.kill(workers[number % 2], signal.SIGTERM)
+        codes = [wait(worker, STOP_SECONDS) for worker in workers]
+        return [] if codes == [143, 143] else [f"exit codes {codes}, see {log}"]
+
+    return _stops(Report(name="sigterm-ranks"), scratch, stops, stop)
+
+
+def stops_of_agent(scratch: Path, stops: int = 10) -> Report:
+    """SIGTERM to torchrun: it ends with an error in ten seconds, and the resume is exact."""
+
+    def stop(number: int, root: Path, options: list[object], later: float) -> list[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", str(TRAIN), *map(str, options)]
+        environment = {**os.environ, "PYTHONPATH": str(TRAIN.parent), "OMP_NUM_THREADS": "1"}
+        with root.with_suffix(".log").open("w") as log:
+            agent = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        _begun(root, later)
+        agent.terminate()
+        try:
+            code = agent.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            return [f"still there after {STOP_SECONDS} s"]
+        return [] if code else ["ended with 0"]
+
+    return _stops(Report(name="sigterm-agent"), scratch, stops, stop)
+
+
+def _begun(root: Path, later: float) -> None:
+    """Returns some seconds after the first write of a run."""
+    while not (run_folder(root) / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    time.sleep(later)
+
+
+def _stops(
+    report: Report,
+    scratch: Path,
+    stops: int,
+    stop: Callable[[int, Path, list[object], float], list[str]],
+) -> Report:
+    """Runs that `stop` ends at random times are resumed, and compared with an unbroken one."""
+    chance = random.Random(3)
     config = make_project(scratch, checkpoint_every=3)
     options = ["--config", config, *devices(2), "--trainer.default_root_dir"]
     begun = time.monotonic()
     codes = run(2, train(*options, scratch / "whole"), scratch / "whole.log")
     seconds = time.monotonic() - begun
     assert codes == [0, 0], f"the run ended with {codes}, see {scratch / 'whole.log'}"
-    slowest = 0.0
     for number in range(stops):
-        root = scratch / f"stop-{number}"
-        log = root.with_suffix(".log")
-        workers = start(2, train(*options, root), log)
-        last = run_folder(root) / "checkpoints" / "last.ckpt"
-        while not last.exists():  # from the first write on
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0.0, 0.3) * seconds)
-        begun = time.monotonic()
-        os.kill(workers[number % 2], signal.SIGTERM)
-        codes = [wait(worker, STOP_SECONDS) for worker in workers]
-        slowest = max(slowest, time.monotonic() - begun)
-        problems = [] if codes == [143, 143] else [f"exit codes {codes}, see {log}"]
-        codes = run(2, train("--resume", run_folder(root)), log)
+        root, later = scratch / f"stop-{number}", chance.uniform(0.0, 0.3) * seconds
+        problems = stop(number, root, [*options, root], later)
+        codes = run(2, train("--resume", run_folder(root)), root.with_suffix(".log"))
         problems += [f"resumed with exit codes {codes}"] if any(codes) else []
         problems += differences(run_folder(scratch / "whole"), run_folder(root))
         report.case(root.name, problems + leftovers(run_folder(root)))
         shutil.rmtree(root, ignore_errors=True)
-    report.numbers["slowest_seconds"] = round(slowest, 2)
     return report
 
 
