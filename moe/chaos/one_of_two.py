@@ -150,7 +150,7 @@ def nonfinite_on_one(scratch: Path, places: Sequence[str] = tuple(PLACES)) -> Re
     options += ["--trainer.val_check_interval", 8, "--trainer.default_root_dir"]
     for place in places:
         root = scratch / place
-        patches = [partial(_break_second, place), recorded(root / "seen")]
+        patches: list[Work] = [partial(_break_second, place), recorded(root / "seen")]
         log = scratch / f"{place}.log"
         codes = run(2, after(patches, train(*options, root)), log)
         if any(codes):
