@@ -63,6 +63,7 @@ def _compare(report: Report, root: Path, options: list[object], kind: str) -> No
 
 def _gradients(one: Path, two: Path, report: Report, limit: float = 1e-5) -> list[str]:
     expected = torch.load(one / "gradients-0.pt", weights_only=True)
+    whole = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
     worst, problems = 0.0, []
     for number in (0, 1):
         found = torch.load(two / f"gradients-{number}.pt", weights_only=True)
@@ -70,8 +71,8 @@ def _gradients(one: Path, two: Path, report: Report, limit: float = 1e-5) -> lis
             problems.append(f"rank {number} has gradients of {set(found) ^ set(expected)}")
             continue
         for name, gradient in expected.items():
-            # A bias before a softmax has a gradient of rounding errors alone.
-            scale = max(float(gradient.norm()), 1e-6)
+            # The bias of the keys drops out of a softmax: its gradient is rounding errors alone.
+            scale = max(float(gradient.norm()), 1e-6 * whole)
             worst = max(worst, float((found[name] - gradient).norm()) / scale)
     _worst(report, "gradient", worst)
     return problems + ([] if worst < limit else [f"differ by {worst:.1e}"])

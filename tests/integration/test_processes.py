@@ -34,7 +34,7 @@ def check(call: str, folder: Path) -> dict[str, Any]:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    report = check("parity(folder, 6, ['at once'])", tmp_path)
+    report = check("parity(folder, 4, ['at once'])", tmp_path)
     assert report["failures"] == []
     assert report["cases"] == 6
     assert report["numbers"]["absent"] == 1.0  # one question a step, on one of two ranks
