@@ -18,15 +18,24 @@ def main() -> None:
         arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
     config, values = parse_training(arguments)
 
+    from moe.launch import launch
+    from moe.ranks import from_first
     from moe.training import result_table, train
 
-    folder = resumed or new_folder(values.trainer.default_root_dir, config_stem(arguments))
-    if resumed is None:
+    def begun() -> Path:
+        folder = new_folder(values.trainer.default_root_dir, config_stem(arguments))
         save_arguments(values, folder / "config.yaml")
-    print(f"run folder: {folder}", flush=True)
-    result = train(config, values.trainer.as_dict(), folder, resume=resumed is not None)
-    print(result_table(result))
-    print(f"best checkpoint: {result.best}")
+        return folder
+
+    def work() -> None:
+        folder = resumed or from_first(begun)
+        print(f"run folder: {folder}", flush=True)
+        result = train(config, trainer, folder, resume=resumed is not None)
+        print(result_table(result))
+        print(f"best checkpoint: {result.best}")
+
+    trainer = values.trainer.as_dict()
+    launch(trainer, work)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from moe.config import ExperimentConfig
 from moe.evaluation import main_metric
 from moe.interrupt import StopSignals
 from moe.pictures import Pictures
+from moe.ranks import num_ranks, on_all, rank, summed
 
 
 class LastCheckpoint(Checkpoint):
@@ -30,7 +31,8 @@ class LastCheckpoint(Checkpoint):
 
     It writes every few optimizer steps, after each validation, at the end, and before a stop; never
     between a step and the validation that follows it, because a resumed run would leave that out.
-    Random states go with it: without them a resumed run would drop out other units.
+    Random states of every rank go with it: without them a resumed run would drop out other units.
+    Rank 0 writes while the others wait.
 
     Args:
         path: The file, replaced by each write.
@@ -46,14 +48,21 @@ class LastCheckpoint(Checkpoint):
         self.every = every
         self.stop = stop
         self._random: dict[str, Any] = {}
+        self._common: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states of the CPU and of each GPU."""
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """Random states of each rank: of the CPU and, where it has one, of its GPU."""
+        used = torch.cuda.is_available() and torch.cuda.is_initialized()
+        cuda = [torch.cuda.get_rng_state()] if used else []
+        return {"ranks": on_all({"cpu": torch.get_rng_state(), "cuda": cuda})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the states until the first step, since building the loader draws numbers too."""
-        self._random = state_dict
+        """Keeps the states until the first step, since building the loader draws numbers too.
+
+        A rank that the saved run had not goes on with the state that it begins with.
+        """
+        saved = state_dict.get("ranks", [state_dict])  # as it was before there were several
+        self._random = saved[rank()] if rank() < len(saved) else {}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -72,37 +81,66 @@ class LastCheckpoint(Checkpoint):
             # count the next one as begun.
             loop.reset_restart_stage()
         self.stop.install()
-        self.stop.deferred = True
-        self.stop.check()
+        self.stop.deferred, self.stop.several = True, num_ranks() > 1
+        self._heed()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Takes up the random states of the checkpoint, once."""
         if self._random:
             torch.set_rng_state(self._random["cpu"])
-            torch.cuda.set_rng_state_all(self._random["cuda"])
+            for state in self._random["cuda"]:
+                torch.cuda.set_rng_state(state)
             self._random = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Writes when it is time or a signal came, unless a validation comes next."""
-        asked = trainer.global_step % self.every == 0 or self.stop.received is not None
+        """Writes when it is time or a signal came, unless a validation comes next.
+
+        The step has told all ranks of a signal to one.
+        """
+        asked = trainer.global_step % self.every == 0 or self.stop.asked is not None
         if asked and not _validation_follows(trainer):
             self._save(trainer)
         self.stop.check()
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Learns how many batches all ranks have of each loader."""
+        self._common = [
+            min(counts) for counts in zip(*on_all(trainer.num_val_batches), strict=True)
+        ]
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Stops inside a validation without writing: the last write is of a step before it."""
-        self.stop.check()
+        if batch_idx < self._common[dataloader_idx]:  # else another rank has none at this time
+            self._heed()
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """Stops before the fitting, too, for which the other ranks wait."""
+        self._heed()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what the validation found."""
         if not trainer.sanity_checking:
             self._save(trainer)
-        self.stop.check()
+        self._heed()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last state."""
         self._save(trainer)
+        self._heed()
         self.stop.deferred = False
+
+    def _heed(self) -> None:
+        """Stops if a signal came to any rank; all ranks come here together."""
+        if self.stop.several:
+            self.stop.agree(summed(self.stop.heard))
         self.stop.check()
 
     def _save(self, trainer: L.Trainer) -> None:

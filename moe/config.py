@@ -103,9 +103,9 @@ class DataConfig:
         cache: Folder of the tokenized rows.
         max_length: Longest window in tokens, special tokens included.
         stride: Context tokens that neighbouring windows share.
-        batch_size: Rows of an optimizer step, over all tasks.
-        max_tokens: Most tokens that are computed at once, padding included: of a micro-batch, and
-            of the micro-batches that training encodes together.
+        batch_size: Rows of an optimizer step, over all tasks and all processes.
+        max_tokens: Most tokens that a process computes at once, padding included: of a
+            micro-batch, and of the micro-batches that training encodes together.
         max_padding: Most padding of a micro-batch, as a share of its tokens.
         mixing: How much of each task a step holds.
         attach_context: Share of the classifier rows in training that get a foreign passage, so
@@ -114,7 +114,7 @@ class DataConfig:
             is (`docs/data.md`); None without.
         routing_share: Routing rows of a step as a share of `batch_size`, on top of it.
         noise: Share of the training rows met with changed case, punctuation or a typo.
-        workers: Processes that build batches; 0 builds them in the training process.
+        workers: Processes that build the batches of a training process; 0 builds them in it.
     """
 
     root: str = "."

@@ -1,13 +1,18 @@
 """Training with Lightning: one call of `training_step` is one optimizer step over all tasks.
 
+With several ranks each has its share of the step's rows. Losses are divided by the rows of the
+whole step and gradients added, so that a step moves the weights alike on any number of ranks.
+
 Dimensions: E experts, T tasks.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -27,37 +32,31 @@ from moe.checkpoint import (
     profile_tensors,
     reference_tensors,
 )
-from moe.collect import Answers, collect, embed_deep, join
+from moe.collect import Answers, collect, embed_deep
 from moe.config import ExperimentConfig
 from moe.data.collate import RequestBatch
 from moe.data.module import Step
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
-from moe.evaluation import Evaluation, evaluate, joint_score
-from moe.fitting import fit_abstain, fit_calibration, remembered
+from moe.evaluation import Evaluation, joint_score
 from moe.guard import StepGuard
-from moe.losses import (
-    GateSums,
-    balance_loss,
-    gate_sums,
-    prior_divergence,
-    routing_loss,
-    switch_balance,
-    z_loss,
-)
+from moe.interrupt import StopSignals
+from moe.losses import GateSums, prior_divergence, switch_balance
 from moe.model import Mixture
-from moe.profile import Profile, validation_profile
+from moe.profile import Profile
+from moe.ranks import from_first, gathered, num_ranks, rank
 from moe.schedule import parameter_groups, rate_factor
-from moe.types import Batch, MixtureOutput
+from moe.step_loss import StepLoss, Terms, over_ranks, tokens_over_ranks
+from moe.validation import Collected, Validated, validate
 
 
 class LitMixture(L.LightningModule):
     """The mixture with its joint loss, optimizer and validation.
 
-    An optimizer step is one batch of the loader: its micro-batches are run one after the other
-    and their gradients added, with losses normalised over the rows of the whole step. Lightning's
-    own accumulation knows neither a varying number of micro-batches nor that norm, hence manual
-    optimization.
+    An optimizer step is one batch of the loader: its micro-batches are run in groups, one after
+    the other, and their gradients added, with losses normalised over the rows of the whole step.
+    Lightning's own accumulation knows neither a varying number of micro-batches nor that norm,
+    hence manual optimization.
 
     Args:
         model: The mixture.
@@ -68,6 +67,7 @@ class LitMixture(L.LightningModule):
             fits no task.
         total_steps: Optimizer steps of the run, for the schedule.
         identity: What a checkpoint must hold beside weights and fitted numbers.
+        stop: Where a signal to any rank is told to all.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class LitMixture(L.LightningModule):
         identity: dict[str, Any],
         routing: RoutingTable | None = None,
         exemplars: Mapping[str, TaskTable | RoutingTable] | None = None,
+        stop: StopSignals | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -90,108 +91,99 @@ class LitMixture(L.LightningModule):
         self.exemplars = dict(exemplars or {})
         self.total_steps = total_steps
         self.identity = identity
+        self.stop = StopSignals() if stop is None else stop
         self.guard = StepGuard(config.optimizer.max_skipped)
         self.calibration = Calibration()
         self.memory: dict[str, Vectors] = {}
         self.answers: list[Answers] = []
         self.evaluation: Evaluation | None = None
         self.profile: Profile | None = None
-        self._parts: list[list[Answers]] = []
-        self._embedded: list[list[Vectors]] = []
-        weights = [config.selected_tasks[task.name].weight for task in model.tasks]
-        self.register_buffer("task_weight_T", torch.tensor(weights), persistent=False)
+        self._collected = Collected(answers=[])
+        task_weights = [config.selected_tasks[task.name].weight for task in model.tasks]
+        self.step_loss = StepLoss(config.model.loss, task_weights)
         self._clock = time.monotonic()
 
     # --- training -------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Other ranks drop out other units; a resumed run replaces these random states."""
+        if rank() > 0:
+            numbers = [self.config.seed_everything, self.trainer.global_step, rank()]
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def training_step(self, step: Step, batch_idx: int) -> None:
         """Runs every micro-batch, clips, and moves the weights once."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
+        groups = step.together(self.config.data.max_tokens)
+        rows_T = step.micro_batches[0].step_rows_T
         sums: GateSums | None = None
-        terms: list[dict[str, Tensor]] = []
-        for group in step.together(self.config.data.max_tokens):
-            losses = []
-            for batch, output in zip(group, self.model.forward_together(group), strict=True):
-                loss, sums, logged = self._micro_batch(batch, output, sums)
-                losses.append(loss)
-                terms.append(logged)
-            self.manual_backward(torch.stack(losses).sum())
+        terms: list[Terms] = []
+        balances = []
+        for number, group in enumerate(groups, 1):
+            loss = self.step_loss(self.model, group, rows_T, sums, terms)
+            sums = loss.sums
+            balances.append(loss.balance.detach())
+            if group:
+                self._backward(loss.rows + loss.balance, is_last=number == len(groups))
+        assert sums is not None
         clip = self.config.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else torch.inf)
-        moves = self._is_sound(norm, terms)
+        total = over_ranks(terms, signals=norm.new_tensor(self.stop.heard))
+        total["loss"] = total["loss"] + torch.stack(balances).sum()
+        moves = self._is_sound(total, norm)
         if not moves:
             # Without gradients AdamW moves nothing, but the step counts: plan, schedule and
             # `global_step` stay one number.
             optimizer.zero_grad()
         optimizer.step()
         scheduler.step()
-        assert sums is not None
         if self.config.model.loss.bias_rate > 0 and moves:
             rate = self.config.model.loss.bias_rate
             self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
         if self.trainer.global_step % self._log_every == 0:
-            self._log_step(step, sums, terms, norm)
+            self._log_step(step, sums, total, norm)
 
-    def _is_sound(self, norm: Tensor, terms: Sequence[Mapping[str, Tensor]]) -> bool:
-        """Whether loss and gradient are finite: the one place that waits for the device."""
-        loss = torch.stack([term["loss"] for term in terms]).sum()
-        if bool(torch.isfinite(loss + norm)):
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Adds to this rank's gradients; the last time in a step the ranks exchange theirs."""
+        trainer: Any = self.trainer
+        exchanges = is_last or num_ranks() == 1
+        with nullcontext() if exchanges else trainer.strategy.block_backward_sync():
+            # DDP takes the mean over the ranks; each has a part of a sum.
+            self.manual_backward(loss * num_ranks())
+
+    def _is_sound(self, total: Mapping[str, Tensor], norm: Tensor) -> bool:
+        """Whether loss and gradient are finite, on all ranks alike.
+
+        The one place that waits for the device, so a signal to any rank is heard of here, too.
+        """
+        read = torch.cat([total["loss"][None], norm[None], total["signals"]]).tolist()
+        loss, length, *heard = read
+        self.stop.agree(heard)
+        if math.isfinite(loss + length):
             return self.guard.passes(True, self.trainer.global_step, "")
-        found = f"loss {loss:.6g}, gradient norm {norm:.6g}"
+        found = f"loss {loss:.6g}, gradient norm {length:.6g}"
         print(f"step {self.trainer.global_step}: {found}: skipped", flush=True)
         return self.guard.passes(False, self.trainer.global_step, found)
 
-    def _micro_batch(
-        self, batch: Batch, output: MixtureOutput, earlier: GateSums | None
-    ) -> tuple[Tensor, GateSums, dict[str, Tensor]]:
-        """Loss of a micro-batch as its part of the step's loss, sums so far, terms to log."""
-        weights = self.config.model.loss
-        model, experts_TE = self.model, self.model.task_experts_TE
-        assert batch.step_rows_T is not None and batch.target_BT is not None
-        answer_B = model.answer_loss(output, batch)
-        routing_B = routing_loss(output.routing.logits_BE, batch.target_BT, experts_TE)
-        z_B = z_loss(output.routing.logits_BE)
-        chosen_BE = model.inference_choice(output.routing)
-        sums = gate_sums(output.routing, chosen_BE, batch.task_ids, experts_TE)
-        if earlier is not None:
-            sums = earlier + sums
-        balance = balance_loss(
-            sums, batch.step_rows_T, experts_TE, switch=weights.switch, prior=weights.prior
-        )
-        weight_B = self.task_weight_T[batch.task_ids]  # type: ignore[index]
-        row_B = weight_B * answer_B + weights.routing * routing_B + weights.z * z_B
-        loss = row_B.sum() / batch.step_rows_T.sum() + balance
-        own_BT = model.own_tasks(batch).float()
-        logged = {
-            "answer_T": answer_B.detach() @ own_BT,
-            "routing_T": routing_B.detach() @ own_BT,
-            "routing_rows": routing_B.detach() @ (1 - own_BT.sum(1)),
-            "num_routing_rows": (1 - own_BT).prod(1).sum(),
-            "z": z_B.detach() @ own_BT.sum(1),
-            "loss": loss.detach(),
-        }
-        return loss, sums.detach(), logged
-
     def _log_step(
-        self, step: Step, sums: GateSums, terms: list[dict[str, Tensor]], norm: Tensor
+        self, step: Step, sums: GateSums, total: Mapping[str, Tensor], norm: Tensor
     ) -> None:
-        total = {name: sum(term[name] for term in terms) for name in terms[0]}
         rows_T, names = sums.rows_T, [task.name for task in self.model.tasks]
         values: dict[str, Any] = {
             "train_loss/total": total["loss"],
-            "train_loss/routing": total["routing_T"].sum() / rows_T.sum(),  # type: ignore[union-attr]
+            "train_loss/routing": total["routing_T"].sum() / rows_T.sum(),
             "train_loss/z": total["z"] / rows_T.sum(),
             "train_loss/routing_rows": total["routing_rows"]
-            / total["num_routing_rows"].clamp_min(1.0),  # type: ignore[union-attr]
+            / total["num_routing_rows"].clamp_min(1.0),
             "train_loss/prior": prior_divergence(sums),
             "optimizer/gradient_norm": norm,
             "optimizer/skipped_steps": float(self.guard.skipped),
         }
         balance_T = switch_balance(sums, self.model.task_experts_TE)
         for task, name in enumerate(names):
-            values[f"train_loss/answer_{name}"] = total["answer_T"][task] / rows_T[task]  # type: ignore[index]
+            values[f"train_loss/answer_{name}"] = total["answer_T"][task] / rows_T[task]
             values[f"gate_balance/{name}"] = balance_T[task]
         for expert, name in enumerate(self.model.expert_names):
             values[f"gate_load/{name}"] = sums.chosen_E[expert] / sums.chosen_E.sum()
@@ -204,8 +196,7 @@ class LitMixture(L.LightningModule):
     def _speed(self, step: Step) -> dict[str, float]:
         now, before = time.monotonic(), self._clock
         self._clock = now
-        processed = sum(batch.input_ids.numel() for batch in step.micro_batches)
-        real = sum(int(batch.attention_mask.sum()) for batch in step.micro_batches)
+        real, processed = tokens_over_ranks(step.micro_batches)
         steps = self._log_every
         return {
             "speed/tokens_per_second": real * steps / max(now - before, 1e-9),
@@ -232,8 +223,9 @@ class LitMixture(L.LightningModule):
     # --- validation -----------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._parts = [[] for _ in self._asked]
-        self._embedded = [[] for _ in self.exemplars]
+        self._collected = Collected(
+            answers=[[] for _ in self._asked], embedded=[[] for _ in self.exemplars]
+        )
 
     @property
     def _asked(self) -> list[TaskTable | RoutingTable]:
@@ -246,34 +238,26 @@ class LitMixture(L.LightningModule):
         tables = self._asked
         if dataloader_idx < len(tables):
             answers = collect(self.model, tables[dataloader_idx], requests)
-            self._parts[dataloader_idx].append(answers)
+            self._collected.answers[dataloader_idx].append(answers)
         else:
-            self._embedded[dataloader_idx - len(tables)].append(embed_deep(self.model, requests))
+            embedded = requests.rows, embed_deep(self.model, requests)
+            self._collected.embedded[dataloader_idx - len(tables)].append(embedded)
 
     def on_validation_epoch_end(self) -> None:
-        """Fits temperatures and thresholds, then measures with them."""
-        answers = [join(parts) for parts in self._parts]
-        self._parts = []
-        self.answers = answers[: len(self.validation)]
-        routing = None if self.routing is None else (self.routing, answers[-1])
-        recalls = {k: t.out_of_scope_recall for k, t in self.config.selected_tasks.items()}
-        names = self.model.expert_names
-        self.calibration = fit_calibration(self.validation, self.answers, names, recalls, routing)
-        if self.exemplars and routing is not None:
-            found = zip(self.exemplars, self._embedded, strict=True)
-            embedded = {name: np.concatenate(parts) for name, parts in found}
-            self._embedded = []
-            self.memory = remembered(embedded)
-            read = {name: rows_XP[:, : self.model.gate.dim] for name, rows_XP in embedded.items()}
-            reference = fit_abstain(read, self.answers, routing)
-            self.calibration = replace(self.calibration, reference=reference)
-        if self.model.multi_task_threshold is not None:  # set by hand
-            self.calibration = replace(
-                self.calibration, second_task=self.model.multi_task_threshold
-            )
-        measured = self.validation, self.answers, self.calibration, self.model.tasks
-        self.evaluation = evaluate(*measured)
-        self.profile = validation_profile(*measured, self.config.data)
+        """Fits temperatures and thresholds, then measures with them; rank 0 does, for all."""
+        collected = gathered(self._collected)
+        self._collected = Collected(answers=[])
+
+        def first() -> Validated:
+            rows = self.validation, self.routing, self.exemplars
+            found, self.answers = validate(self.model, self.config, *rows, collected)
+            return found
+
+        found = from_first(first)
+        self.calibration, self.profile = found.calibration, found.profile
+        self.evaluation = found.evaluation
+        if found.memory is not None:
+            self.memory = found.memory
         step = float(self.trainer.global_step)
         # Lightning would put these at the number of batches; "step" is its key for the x axis.
         values = {"step": step, "val/joint_score": joint_score(self.evaluation.tasks)}

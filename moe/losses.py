@@ -7,6 +7,7 @@ Dimensions: B windows of a micro-batch, E experts, T tasks. Over the N rows of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,8 @@ class GateSums:
     """Sums over the rows of an optimizer step so far, from which load and balance follow.
 
     Balance over single-task micro-batches would teach mis-routing; over the step (the "global
-    batch" of Qiu et al., arXiv 2501.11873) it does not. Earlier micro-batches enter detached.
+    batch" of Qiu et al., arXiv 2501.11873) it does not. What was encoded earlier, and what other
+    ranks have, enters detached.
 
     Attributes:
         chosen_E: (row, chosen expert) pairs.
@@ -85,6 +87,26 @@ class GateSums:
             mass_T=self.mass_T.detach(),
             rows_T=self.rows_T.detach(),
         )
+
+    @classmethod
+    def zeros(cls, task_experts_TE: Tensor) -> GateSums:
+        """The sums over no row."""
+        zero_T = task_experts_TE.new_zeros(task_experts_TE.shape[0], dtype=torch.float32)
+        zero_E = task_experts_TE.new_zeros(task_experts_TE.shape[1], dtype=torch.float32)
+        return cls(chosen_E=zero_E, shares_E=zero_E, mass_T=zero_T, rows_T=zero_T)
+
+    def over_ranks(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> GateSums:
+        """The sums over the rows of all ranks; the gradient is that of this rank's rows.
+
+        Args:
+            sum_over_ranks: Adds a tensor over the ranks, without gradient.
+        """
+        parts = (self.chosen_E, self.shares_E, self.mass_T, self.rows_T)
+        values = sum_over_ranks(torch.cat(parts).detach())
+        totals = values.split([len(part) for part in parts])
+        # The difference is 0: it carries the gradient.
+        sums = [total + (part - part.detach()) for total, part in zip(totals, parts, strict=True)]
+        return GateSums(chosen_E=sums[0], shares_E=sums[1], mass_T=sums[2], rows_T=sums[3])
 
 
 def gate_sums(
@@ -149,14 +171,14 @@ def balance_loss(
     switch: float,
     prior: float,
 ) -> Tensor:
-    """What a micro-batch adds to the step's balance terms, weighted so that gradients add up.
+    """What rows that are encoded together add to the step's balance, so that gradients add up.
 
     With n rows so far, the gradient of a mean over them is 1/n per row; weighting by n/N makes it
-    1/N for the rows of every micro-batch, as in one large batch. The switch term is the mean over
-    the tasks that have several experts.
+    1/N for every row, as in one large batch. The switch term is the mean over the tasks that have
+    several experts.
 
     Args:
-        sums: This micro-batch's sums with gradient plus the earlier ones without.
+        sums: Those of these rows with gradient, plus the earlier ones without.
         step_rows_T: (T,) rows of the whole optimizer step by task.
         task_experts_TE: (T, E) bool.
         switch: Coefficient of `switch_balance`.

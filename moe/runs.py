@@ -9,7 +9,8 @@ from typing import Any
 from moe.types import InputError
 
 RESULT = "result.json"
-_LIMITS = {f"--trainer.max_{name}" for name in ("steps", "epochs", "time")}
+_MAY_CHANGE = {f"--trainer.{name}" for name in ("max_steps", "max_epochs", "max_time", "devices",
+                                                "num_nodes")}  # fmt: skip
 
 
 def config_stem(arguments: list[str]) -> str:
@@ -62,9 +63,9 @@ def resumed_arguments(arguments: list[str]) -> tuple[list[str], Path | None]:
         return arguments, None
     for argument in kept:
         name = argument.split("=")[0]
-        if name.startswith("--") and name not in _LIMITS:
+        if name.startswith("--") and name not in _MAY_CHANGE:
             raise InputError(
-                f"{name} cannot change when a run is resumed, only {', '.join(sorted(_LIMITS))}"
+                f"{name} cannot change when a run is resumed, only {', '.join(sorted(_MAY_CHANGE))}"
             )
     folder = Path(run)
     if not (folder / "config.yaml").is_file():

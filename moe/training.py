@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moe.allocator import keep_freed_memory
 from moe.callbacks import training_callbacks
@@ -28,9 +25,11 @@ from moe.data.windows import TextTokenizer
 from moe.encoder import freeze, load_encoder, resolve_folder, set_dropout
 from moe.evaluation import Evaluation, baseline, main_metric
 from moe.interrupt import StopSignals
+from moe.launch import build_trainer, exchange, quiet
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
 from moe.precision import pick_precision
+from moe.ranks import first_before_others, from_first, num_ranks
 from moe.resume import last_state
 from moe.runs import RESULT, write_result
 from moe.types import InputError, NonFiniteError
@@ -89,20 +88,17 @@ def _trainer(
     logger = TensorBoardLogger(
         folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False
     )
-    try:
-        engine = L.Trainer(
-            **arguments,
-            logger=logger,
-            callbacks=training_callbacks(config, folder, arguments, stop),
-            plugins=[DurableIO()],
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    if engine.world_size > 1:
+    engine = build_trainer(
+        **arguments if num_ranks() == 1 else {**arguments, "strategy": exchange()},
+        logger=logger,
+        callbacks=training_callbacks(config, folder, arguments, stop),
+        plugins=[DurableIO()],
+        use_distributed_sampler=False,
+    )
+    if engine.world_size != num_ranks():
         raise InputError(
-            f"{engine.world_size} devices: training shards no data yet, so each would do the same "
-            "work; use --trainer.devices 1 --trainer.num_nodes 1"
+            f"{engine.world_size} devices and {num_ranks()} connected processes: begin with "
+            "moe.launch.launch, as train.py does, or use one device"
         )
     return engine
 
@@ -113,6 +109,7 @@ def _build(
     tokenizer: TextTokenizer,
     total_steps: int,
     precision: str,
+    stop: StopSignals,
 ) -> LitMixture:
     encoder_config = config.model.encoder
     encoder = load_encoder(encoder_config.name)
@@ -136,6 +133,7 @@ def _build(
         identity=identity(config, tables.specs, encoder, tokenizer, precision),
         routing=tables.routing_validation,
         exemplars=tables.exemplars,
+        stop=stop,
     )
 
 
@@ -143,6 +141,8 @@ def train(
     config: ExperimentConfig, trainer: dict[str, Any], folder: Path, resume: bool = False
 ) -> TrainingResult:
     """Trains, validates and saves; returns the paths and numbers of the best checkpoint.
+
+    On several devices every process that `moe.launch.launch` connected calls this alike.
 
     Args:
         config: Of the run.
@@ -167,21 +167,25 @@ def _train(
 ) -> TrainingResult:
     trainer = dict(trainer)
     trainer["precision"] = pick_precision(trainer)
-    _quiet()
+    quiet()
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
     L.seed_everything(config.seed_everything, workers=True, verbose=False)
     config, trainer = _own_accumulation(config, trainer)
-    tokenizer = TextTokenizer.from_pretrained(resolve_folder(config.model.encoder.name))
-    tables, counts = build_tables(
-        config.selected_tasks, config.data, tokenizer, config.seed_everything
+    name, seed = config.model.encoder.name, config.seed_everything
+    tokenizer = first_before_others(lambda: TextTokenizer.from_pretrained(resolve_folder(name)))
+    tables, counts = first_before_others(
+        lambda: build_tables(config.selected_tasks, config.data, tokenizer, seed)
     )
     per_epoch = steps_per_epoch(tables, config.data.batch_size)
     total_steps = _total_steps(trainer, per_epoch)
-    planner = build_planner(
-        tables, config.data, total_steps=total_steps, seed=config.seed_everything
-    )
-    lit = _build(config, tables, tokenizer, total_steps, trainer["precision"])
+    planner = build_planner(tables, config.data, total_steps=total_steps, seed=seed)
+    if planner.smallest_step < num_ranks():
+        raise InputError(
+            f"data.batch_size {config.data.batch_size} is over all processes: too few rows for "
+            f"{num_ranks()} of them"
+        )
+    lit = _build(config, tables, tokenizer, total_steps, trainer["precision"], stop)
     data = MixtureData(
         tables=tables,
         planner=planner,
@@ -190,17 +194,35 @@ def _train(
         steps_per_epoch=per_epoch,
     )
     _announce(counts, planner, lit.model, trainer["precision"])
-    last = last_state(folder, lit.identity["tasks"], total_steps) if resume else None
+    tasks = lit.identity["tasks"]
+    last = from_first(lambda: last_state(folder, tasks, total_steps) if resume else None)
     if isinstance(last, int):
         print(f"{folder} is finished: nothing to do")
-        result = _result(folder, lit, tables)
-        if not (folder / RESULT).is_file():  # it was killed after its last step
-            _leave(result, None, last)
-        return result
-    minutes, steps = _fit(_trainer(config, folder, trainer, stop), lit, data, folder, last)
-    print(f"training took {minutes:.1f} minutes")
+        minutes, steps = None, last
+    else:
+        minutes, steps = _fit(_trainer(config, folder, trainer, stop), lit, data, folder, last)
+        print(f"training took {minutes:.1f} minutes")
+    return from_first(lambda: _end(folder, lit, tables, minutes, steps))
+
+
+def _end(
+    folder: Path, lit: LitMixture, tables: Tables, minutes: float | None, steps: int
+) -> TrainingResult:
+    """The result of a run; left in its folder unless that has one already.
+
+    Args:
+        folder: Of the run.
+        lit: Its last state.
+        tables: Its rows.
+        minutes: Of this process; None if it had nothing to do, perhaps because the run was killed
+            after its last step.
+        steps: Optimizer steps that the run has made.
+    """
     result = _result(folder, lit, tables)
-    _leave(result, round(minutes, 2), steps)
+    if minutes is not None or not (folder / RESULT).is_file():
+        metrics = None if result.evaluation is None else asdict(result.evaluation)
+        spent = None if minutes is None else round(minutes, 2)
+        write_result(folder, {"minutes": spent, "steps": steps, "metrics": metrics})
     return result
 
 
@@ -216,23 +238,6 @@ def _fit(
             print(f"stopped; go on with: python train.py --resume {folder}", flush=True)
         raise
     return (time.monotonic() - start) / 60, engine.global_step
-
-
-def _leave(result: TrainingResult, minutes: float | None, steps: int) -> None:
-    metrics = None if result.evaluation is None else asdict(result.evaluation)
-    write_result(result.folder, {"minutes": minutes, "steps": steps, "metrics": metrics})
-
-
-def _quiet() -> None:
-    """Silences what Lightning says at every start and no user can act on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        "LeafSpec",
-        "does not have many workers",
-        "exists and is not empty",
-        "dataloader is not resumable",  # the plan of steps is: it starts at the global step
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
 def _announce(counts: list[str], planner: StepPlanner, model: Mixture, precision: str) -> None:

@@ -55,11 +55,9 @@ def trainer_of(model: Mixture, config: ExperimentConfig) -> Callable[[Sequence[B
         for group in Step(position=0, micro_batches=tuple(micro_batches)).together(
             config.data.max_tokens
         ):
-            losses = []
-            for batch, output in zip(group, model.forward_together(group), strict=True):
-                loss, sums, _ = lit._micro_batch(batch, output, sums)
-                losses.append(loss)
-            torch.stack(losses).sum().backward()
+            loss = lit.step_loss(model, group, group[0].step_rows_T, sums, [])
+            sums = loss.sums
+            (loss.rows + loss.balance).backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip)
         optimizer.step()
 

@@ -10,10 +10,13 @@ from moe.chaos.corruption import corruptions
 from moe.chaos.hostile import refusals
 from moe.chaos.kills import random_kills, random_stops
 from moe.chaos.nonfinite import injections
+from moe.chaos.one_of_two import nonfinite_on_one, other_counts, stops_of_agent, stops_of_one
+from moe.chaos.parity import parity
 from moe.chaos.process import fork, run_folder, train, wait
 from moe.chaos.project import make_project
 from moe.chaos.report import Report
 from moe.chaos.resume import resume_matrix
+from moe.chaos.shared_rows import evaluation_sizes
 from moe.chaos.soak import soak
 
 
@@ -38,4 +41,10 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "nonfinite": injections,
     "hostile": _hostile,
     "soak": soak,
+    "parity": parity,
+    "evaluation": evaluation_sizes,
+    "ranks": other_counts,
+    "sigterm-ranks": stops_of_one,
+    "sigterm-agent": stops_of_agent,
+    "nonfinite-ranks": nonfinite_on_one,
 }

@@ -23,17 +23,17 @@ STEPS, FIRST = 20, 5  # of the run, and the first that is broken
 @contextmanager
 def broken_loss(lit: LitMixture, value: float) -> Iterator[None]:
     """Every loss times `value`."""
-    run = lit._micro_batch
+    run = lit.step_loss.micro_batch
 
     def broken(*arguments: Any) -> Any:
         loss, sums, logged = run(*arguments)
         return loss * value, sums, {**logged, "loss": logged["loss"] * value}
 
-    lit._micro_batch = broken  # type: ignore[assignment, method-assign]
+    lit.step_loss.micro_batch = broken  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        del lit._micro_batch
+        del lit.step_loss.micro_batch
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Which rows an optimizer step holds: how much of each task, in what order, in which micro-batches.
 
 The plan of a step is a function of seed and position alone, so that it can be computed again by a
-resumed run, by another worker or on another rank. Nothing here reads a row.
+resumed run, by another worker or on another rank. Every rank plans the whole step and takes its
+share, so a step holds the same rows on any number of ranks. Nothing here reads a row.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from moe.config import MixingConfig
 from moe.data.tables import TrainingItems
 from moe.data.windows import token_budget
+from moe.ranks import shares
 from moe.types import InputError
 
 WINDOW_STEPS = 50  # rows of this many steps are sorted by length together: 2-3 % padding
@@ -49,14 +51,19 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One optimizer step: micro-batches of rows, and the rows of each task over all of them.
+    """One optimizer step of one rank.
 
-    Routing rows are in the micro-batches and not in `rows_T`: no expert answers them.
+    Attributes:
+        position: Counted from 0.
+        micro_batches: The rows of this rank.
+        rows_T: Rows of each task over all ranks, without routing rows: no expert answers them.
+        rounds: Times that micro-batches are encoded together, on the rank that needs most.
     """
 
     position: int
     micro_batches: tuple[tuple[PlannedRow, ...], ...]
     rows_T: tuple[int, ...]
+    rounds: int = 1
 
 
 def task_shares(
@@ -89,6 +96,24 @@ def task_shares(
     else:
         weights = proportional if mixing.kind == "proportional" else uniform
     return np.tile(weights / weights.sum(), (len(progress), 1))
+
+
+def neighbours(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of neighbouring micro-batches in groups that are encoded together.
+
+    Args:
+        sizes: Tokens of each with padding.
+        max_tokens: Most tokens of a group; a larger micro-batch is alone.
+    """
+    groups: list[list[int]] = []
+    tokens = 0
+    for index, size in enumerate(sizes):
+        if not groups or tokens + size > max_tokens:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(index)
+        tokens += size
+    return groups
 
 
 def rows_per_step(shares_ST: NDArray[np.float64], batch_size: int) -> Array:
@@ -169,15 +194,38 @@ class StepPlanner:
     def __len__(self) -> int:
         return len(self.rows_ST)
 
-    def step(self, position: int) -> StepPlan:
-        """The plan of the optimizer step at `position`, counted from 0."""
+    @property
+    def smallest_step(self) -> int:
+        """Fewest rows of a step: as many ranks find work in each."""
+        return int(self.rows_ST.sum(1).min())
+
+    def step(self, position: int, rank: int = 0, num_ranks: int = 1) -> StepPlan:
+        """The plan of an optimizer step.
+
+        Args:
+            position: Counted from 0.
+            rank: Whose share of the rows.
+            num_ranks: Ranks that share them, about equally many tokens each.
+        """
         rows = self.window(position // WINDOW_STEPS)[position % WINDOW_STEPS]
-        groups = token_budget([r.length for r in rows], self.max_tokens, self.max_padding)
+        parts = [
+            self._micro_batches([rows[i] for i in share])
+            for share in shares([row.length for row in rows], num_ranks)
+        ]
         return StepPlan(
             position=position,
-            micro_batches=tuple(tuple(rows[i] for i in group) for group in groups),
+            micro_batches=parts[rank],
             rows_T=tuple(int(n) for n in self.rows_ST[position, : self.num_tasks]),
+            rounds=max(map(self._rounds, parts)),
         )
+
+    def _micro_batches(self, rows: Sequence[PlannedRow]) -> tuple[tuple[PlannedRow, ...], ...]:
+        groups = token_budget([r.length for r in rows], self.max_tokens, self.max_padding)
+        return tuple(tuple(rows[i] for i in group) for group in groups)
+
+    def _rounds(self, micro_batches: Sequence[Sequence[PlannedRow]]) -> int:
+        sizes = [len(rows) * max(row.length for row in rows) for rows in micro_batches]
+        return len(neighbours(sizes, self.max_tokens))
 
     def _window(self, window: int) -> list[list[PlannedRow]]:
         first = window * WINDOW_STEPS

@@ -12,33 +12,40 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moe.config import DataConfig
 from moe.data.collate import RequestBatch, collate, collate_requests
-from moe.data.mixing import PlannedRow, StepPlan, StepPlanner
+from moe.data.mixing import PlannedRow, StepPlan, StepPlanner, neighbours
 from moe.data.prepare import Tables
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable, targets, training_items
 from moe.data.windows import TextTokenizer, Window, token_budget
 from moe.interrupt import ignore_in_worker
+from moe.ranks import num_ranks, rank, shares
 from moe.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The micro-batches of one optimizer step, with its position counted from 0."""
+    """This rank's micro-batches of one optimizer step.
+
+    Attributes:
+        position: Counted from 0.
+        micro_batches: At least one.
+        rounds: Groups of `together` on the rank that has most.
+    """
 
     position: int
     micro_batches: tuple[Batch, ...]
+    rounds: int = 1
 
-    def together(self, max_tokens: int) -> Iterator[list[Batch]]:
-        """Neighbouring micro-batches in groups of at most `max_tokens` tokens with padding."""
-        group: list[Batch] = []
-        tokens = 0
-        for batch in self.micro_batches:
-            if group and tokens + batch.input_ids.numel() > max_tokens:
-                yield group
-                group, tokens = [], 0
-            group.append(batch)
-            tokens += batch.input_ids.numel()
-        yield group
+    def together(self, max_tokens: int) -> list[list[Batch]]:
+        """Neighbouring micro-batches in groups of at most `max_tokens` tokens with padding.
+
+        As many groups on every rank, since they exchange sums at each: where a rank has fewer, its
+        first are empty.
+        """
+        groups = neighbours([b.input_ids.numel() for b in self.micro_batches], max_tokens)
+        filled = [[self.micro_batches[i] for i in group] for group in groups]
+        empty: list[list[Batch]] = [[] for _ in range(self.rounds - len(filled))]
+        return empty + filled
 
     def to(self, *args: Any, **kwargs: Any) -> Step:
         """Every micro-batch moved as by `torch.Tensor.to`."""
@@ -50,9 +57,17 @@ class Step:
 
 
 class StepDataset(Dataset[Step]):
-    """Turns the position of a step into its micro-batches."""
+    """Turns the position of a step into the micro-batches of one rank."""
 
-    def __init__(self, tables: Tables, planner: StepPlanner, tokenizer: TextTokenizer):
+    def __init__(
+        self,
+        tables: Tables,
+        planner: StepPlanner,
+        tokenizer: TextTokenizer,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ):
+        self.rank, self.num_ranks = rank, num_ranks
         self.tables: list[TaskTable | RoutingTable] = [*tables.train]
         if tables.routing_train is not None:
             self.tables.append(tables.routing_train)
@@ -61,13 +76,13 @@ class StepDataset(Dataset[Step]):
         self.donors = next((t for t in tables.train if t.spec.needs_context), None)
 
     def __getitem__(self, position: int) -> Step:
-        plan: StepPlan = self.planner.step(position)
+        plan: StepPlan = self.planner.step(position, self.rank, self.num_ranks)
         rows_T = torch.tensor(plan.rows_T)
         batches = []
         for micro_batch in plan.micro_batches:
             windows = self._windows(micro_batch)
             batches.append(collate(windows, range(len(windows)), self.tokenizer, rows_T))
-        return Step(position=position, micro_batches=tuple(batches))
+        return Step(position=position, micro_batches=tuple(batches), rounds=plan.rounds)
 
     def _windows(self, planned: Sequence[PlannedRow]) -> list[Window]:
         windows: dict[int, Window] = {}
@@ -103,21 +118,32 @@ class StepDataset(Dataset[Step]):
 
 
 class RequestDataset(Dataset[RequestBatch]):
-    """All rows of one table in micro-batches of whole requests, longest first."""
+    """A rank's share of the rows of one table, or all, in micro-batches of whole requests.
+
+    Longest first; each row is in the share of one rank, and none is added to make shares equal.
+    """
 
     def __init__(
-        self, table: TaskTable | RoutingTable, tokenizer: TextTokenizer, config: DataConfig
+        self,
+        table: TaskTable | RoutingTable,
+        tokenizer: TextTokenizer,
+        config: DataConfig,
+        rank: int = 0,
+        num_ranks: int = 1,
     ):
         self.table = table
         self.tokenizer = tokenizer
         self.shape = {"max_length": config.max_length, "stride": config.stride}
         windows = [table.windows(r, **self.shape) for r in table.read(range(len(table)))]
-        self.groups = token_budget(
-            [max(map(len, w)) for w in windows],
+        lengths, counts = [max(map(len, w)) for w in windows], [len(w) for w in windows]
+        rows = shares([a * b for a, b in zip(lengths, counts, strict=True)], num_ranks)[rank]
+        groups = token_budget(
+            [lengths[i] for i in rows],
             config.max_tokens,
             config.max_padding,
-            counts=[len(w) for w in windows],
+            counts=[counts[i] for i in rows],
         )
+        self.groups = [[rows[i] for i in group] for group in groups]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -184,13 +210,15 @@ class MixtureData(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.config = config
         self.sampler = PositionSampler(steps_per_epoch, len(planner), self._done)
+        # A small table leaves some ranks without a row.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def _done(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_step
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Steps from where training stands; one item is one optimizer step."""
-        dataset = StepDataset(self.tables, self.planner, self.tokenizer)
+        dataset = StepDataset(self.tables, self.planner, self.tokenizer, rank(), num_ranks())
         return self._loader(dataset, sampler=self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[RequestBatch]]:
@@ -200,7 +228,8 @@ class MixtureData(L.LightningDataModule):
             tables.append(self.tables.routing_validation)
         tables += self.tables.exemplars.values()
         return [
-            self._loader(RequestDataset(table, self.tokenizer, self.config)) for table in tables
+            self._loader(RequestDataset(table, self.tokenizer, self.config, rank(), num_ranks()))
+            for table in tables
         ]
 
     def _loader(

@@ -12,13 +12,14 @@ PACKAGE = ROOT / "moe"
 
 LAYERS = {
     0: {"types", "config", "model_config", "gate_brick"},
-    1: {"allocator", "durable", "guard", "interrupt", "tensors", "untrusted",
+    1: {"allocator", "durable", "guard", "interrupt", "ranks", "tensors", "untrusted",
         "encoder", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span",
         "experts.tagger", "experts.trunk", "data.__init__", "data.augment", "data.cleaning",
         "data.collate", "data.files", "data.formats", "data.tags", "data.text",
         "data.windows"},
-    2: {"model", "abstain", "calibration", "explain", "fitting", "readout", "collect",
+    2: {"model", "step_loss", "validation", "abstain", "calibration", "explain", "fitting",
+        "readout", "collect",
         "evaluation", "profile", "forms.__init__", "forms.base", "forms.classifier", "forms.span",
         "forms.tagger", "data.sources", "data.routing", "data.tables", "data.mixing",
         "data.prepare", "data.module"},
@@ -26,16 +27,17 @@ LAYERS = {
         "pictures"},
     5: {"batch_prediction", "pipeline", "chaos.__init__", "chaos.checks", "chaos.corruption",
         "chaos.hostile", "chaos.hostile_folders", "chaos.hostile_values", "chaos.hostile_zips",
-        "chaos.kills", "chaos.nonfinite", "chaos.process", "chaos.project", "chaos.report",
-        "chaos.resume", "chaos.soak", "server.__init__", "server.admission", "server.app",
+        "chaos.kills", "chaos.nonfinite", "chaos.one_of_two", "chaos.parity", "chaos.process",
+        "chaos.processes", "chaos.project", "chaos.report", "chaos.resume", "chaos.shared_rows",
+        "chaos.soak", "server.__init__", "server.admission", "server.app",
         "server.batcher", "server.edge", "server.errors", "server.feedback", "server.logs",
         "server.metrics", "server.model", "server.page", "server.reload", "server.run",
         "server.schema", "server.service", "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {
-    "lightning": {"lit", "callbacks", "pictures", "checkpoint_io", "data.module", "training", "cli",
-                  "batch_prediction"},
+    "lightning": {"lit", "callbacks", "pictures", "checkpoint_io", "data.module", "launch",
+                  "training", "cli", "batch_prediction"},
     "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline",
                      "bricks.extract", "benchmarks.library", "benchmarks.models",
                      "benchmarks.train", "chaos.project"},

@@ -62,19 +62,20 @@ def part(batch: Batch, rows: slice) -> Batch:
     return replace(picked, request_ids=picked.request_ids - picked.request_ids.min())
 
 
-def micro_batch(lit: LitMixture, batch: Batch, earlier: GateSums | None = None) -> tuple:
+def micro_batch(lit: LitMixture, batch: Batch) -> tuple:
     """Loss, sums and terms of a micro-batch that is encoded alone."""
-    return lit._micro_batch(batch, lit.model.forward_together([batch])[0], earlier)
+    return lit.step_loss.micro_batch(lit.model, batch, lit.model.forward_together([batch])[0])
 
 
-def gradients(lit: LitMixture, batches: list[Batch]) -> dict[str, Tensor]:
-    """Of a step of these micro-batches, each encoded alone."""
+def gradients(lit: LitMixture, *groups: list[Batch]) -> dict[str, Tensor]:
+    """Of a step of these groups of micro-batches, each encoded together."""
     lit.model.zero_grad(set_to_none=True)
-    sums = None
+    sums: GateSums | None = None
     with torch.autograd.set_detect_anomaly(True):
-        for batch in batches:
-            loss, sums, _ = micro_batch(lit, batch, sums)
-            loss.backward()
+        for group in groups:
+            loss = lit.step_loss(lit.model, group, group[0].step_rows_T, sums, [])
+            sums = loss.sums
+            (loss.rows + loss.balance).backward()
     return {n: p.grad.clone() for n, p in lit.model.named_parameters() if p.grad is not None}
 
 
@@ -91,10 +92,10 @@ def test_a_step_is_the_same_however_its_micro_batches_are_grouped(
     tiny_model, hand_batch: Batch, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
     data = DataConfig(max_length=16, stride=2, max_tokens=max_tokens)
-    lit = lit_of(tiny_model().train(), data=data)
+    lit = lit_of(tiny_model().train(), LossConfig(switch=0.0, prior=0.0), data=data)
     batch = with_routing_rows(hand_batch)
     parts = [part(batch, slice(0, 2)), part(batch, slice(2, 4)), part(batch, slice(4, 8))]
-    expected = gradients(lit, parts)
+    expected = gradients(lit, *([one] for one in parts))
     optimizer = torch.optim.SGD(lit.model.parameters(), lr=0.0)
     monkeypatch.setattr(lit, "optimizers", lambda: optimizer)
     monkeypatch.setattr(lit, "lr_schedulers", lambda: SimpleNamespace(step=lambda: None))
@@ -104,6 +105,18 @@ def test_a_step_is_the_same_however_its_micro_batches_are_grouped(
     lit.training_step(Step(position=0, micro_batches=tuple(parts)), 0)
     found = {n: p.grad for n, p in lit.model.named_parameters() if p.grad is not None}
     assert close(found, expected)
+
+
+def test_a_step_that_is_encoded_at_once_is_balanced_as_a_whole(
+    tiny_model, hand_batch: Batch
+) -> None:
+    lit = lit_of(tiny_model().train(), LossConfig(switch=2.0, prior=1.0))
+    batch = with_routing_rows(hand_batch)
+    parts = [part(batch, slice(0, 2)), part(batch, slice(2, 4)), part(batch, slice(4, 8))]
+    whole = gradients(lit, [batch])
+    assert close(gradients(lit, parts), whole)
+    # Group by group the first knows nothing of the others.
+    assert not close(gradients(lit, *([one] for one in parts)), whole)
 
 
 def test_routing_rows_add_their_routing_loss_and_nothing_else(
@@ -137,8 +150,8 @@ def test_a_step_with_routing_rows_has_finite_gradients(tiny_model, hand_batch: B
     assert together["gate.scores.prototypes"].abs().max() > 0
     # However the step is cut: also where a micro-batch, the first one too, has no row of a task.
     known, routed = part(batch, slice(6)), part(batch, slice(6, 8))
-    assert close(gradients(lit, [known, routed]), together)
-    assert close(gradients(lit, [routed, known]), together)
+    assert close(gradients(lit, [known], [routed]), together)
+    assert close(gradients(lit, [routed], [known]), together)
 
 
 def test_routing_rows_move_the_gate_and_the_encoder_and_no_expert(

@@ -15,6 +15,7 @@ from moe.data.mixing import (
     WINDOW_STEPS,
     PlannedRow,
     StepPlanner,
+    neighbours,
     rows_per_step,
     task_shares,
 )
@@ -332,3 +333,46 @@ def test_share_of_noise(noise: float, low: int, high: int) -> None:
         text = items.text[row.item] + 2 * row.noised
         context = items.context[row.item]
         assert row.length == text + (context + 3 if context else 2)
+
+
+# --- several ranks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_share_the_rows_of_a_step(ranks: int) -> None:
+    plan = planner(batch_size=16, attach_context=0.3)
+    for position in (0, 40, 74):
+        whole = plan.step(position)
+        parts = [plan.step(position, rank, ranks) for rank in range(ranks)]
+        assert {part.rows_T for part in parts} == {whole.rows_T}  # of the whole step
+        shared = [row for part in parts for group in part.micro_batches for row in group]
+        rows = [row for group in whole.micro_batches for row in group]
+        assert sorted(shared, key=repr) == sorted(rows, key=repr)
+        tokens = [sum(row.length for group in part.micro_batches for row in group)
+                  for part in parts]
+        # Graham's rule: no rank is ahead by more than one row.
+        assert max(tokens) - min(tokens) <= max(row.length for row in rows)
+
+
+def test_all_ranks_encode_as_often_as_the_one_that_must_most_often() -> None:
+    # One question of 10 + 60 + 3 tokens a step beside one text of 5 + 2: the rank with the
+    # question needs a group for itself, and with 73 tokens at once so does the text.
+    items = [items_of([5, 5]), items_of([10, 10], [60, 60])]
+    plan = planner(items, batch_size=2, max_tokens=73, total_steps=2)
+    assert plan.step(0).rounds == 2
+    assert [plan.step(0, rank, 2).rounds for rank in (0, 1)] == [1, 1]
+    # Two questions and two texts on two ranks: 73 + 7 each.
+    plan = planner(items, batch_size=4, max_tokens=73, total_steps=2)
+    assert (plan.step(0).rounds, plan.step(0, 1, 2).rounds) == (3, 2)
+
+
+def test_the_fewest_rows_of_a_step() -> None:
+    assert planner(batch_size=8).smallest_step == 8
+    # A share of 1 in 10 of two rows is due every fifth step, but a step has one at least.
+    mixing = MixingConfig(kind="fixed", shares={"intent": 9, "qa": 1})
+    assert planner(batch_size=2, mixing=mixing).smallest_step == 2
+
+
+def test_neighbours_are_encoded_together_up_to_the_limit() -> None:
+    assert neighbours([4, 4, 4, 9, 1], 8) == [[0, 1], [2], [3], [4]]
+    assert neighbours([4, 4, 4, 9, 1], 100) == [[0, 1, 2, 3, 4]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 
 from moe.config import DataConfig, MixingConfig
 from moe.data.formats import Answer, Example
-from moe.data.module import MixtureData, PositionSampler, RequestDataset, StepDataset, build_planner
+from moe.data.module import (
+    MixtureData,
+    PositionSampler,
+    RequestDataset,
+    Step,
+    StepDataset,
+    build_planner,
+)
 from moe.data.prepare import Tables
 from moe.data.routing import RoutingRow, RoutingTable
 from moe.data.tables import build_table
@@ -184,3 +192,46 @@ def test_tags_are_cut_with_their_text(tmp_path: Path, word_tokenizer: TextTokeni
     planner = build_planner(made, config(max_length=16, routing=None), total_steps=1, seed=0)
     batch = StepDataset(made, planner, word_tokenizer)[0].micro_batches[0]
     assert batch.tags[0].tolist() == [-1, *[0, 1] * 7, -1]  # 16 - 2 words
+
+
+# --- several ranks ----------------------------------------------------------------------------
+
+
+def ids(step: Step) -> list[list[int]]:
+    return sorted(batch.input_ids[row, batch.attention_mask[row]].tolist()
+                  for batch in step.micro_batches for row in range(len(batch)))
+
+
+def test_two_ranks_build_the_rows_of_one(tables: Tables, word_tokenizer: TextTokenizer) -> None:
+    planner = build_planner(tables, config(), total_steps=6, seed=0)
+    whole = StepDataset(tables, planner, word_tokenizer)
+    halves = [StepDataset(tables, planner, word_tokenizer, rank, 2) for rank in (0, 1)]
+    for position in range(6):
+        first, second = (half[position] for half in halves)
+        assert sorted(ids(first) + ids(second)) == ids(whole[position])
+        assert first.rounds == second.rounds
+        for batch in first.micro_batches + second.micro_batches:
+            assert batch.step_rows_T.tolist() == [2, 2]  # of both
+
+
+def test_a_rank_with_fewer_groups_has_empty_ones_first(
+    tables: Tables, word_tokenizer: TextTokenizer
+) -> None:
+    planner = build_planner(tables, config(), total_steps=1, seed=0)
+    step = StepDataset(tables, planner, word_tokenizer)[0]
+    groups = replace(step, rounds=1).together(10_000)
+    assert len(groups) == 1 and groups[0] == list(step.micro_batches)
+    # The last one is never empty: in its backward pass the ranks exchange gradients.
+    assert replace(step, rounds=3).together(10_000) == [[], [], groups[0]]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_every_row_is_asked_of_one_rank(
+    tables: Tables, word_tokenizer: TextTokenizer, size: int, ranks: int
+) -> None:
+    table = replace(tables.validation[0], rows=tables.validation[0].rows.select(range(size)))
+    shared = [RequestDataset(table, word_tokenizer, config(), rank, ranks) for rank in range(ranks)]
+    rows = [row for part in shared for i in range(len(part)) for row in part[i].rows]
+    assert sorted(rows) == list(range(size))
+    assert len(shared[0]) >= 1 and (size >= ranks) == all(len(part) for part in shared)
