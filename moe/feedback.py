@@ -87,11 +87,16 @@ def parse_correction(value: Any, tasks: Sequence[TaskSpec]) -> tuple[Correction,
         {**{k: value[k] for k in ("id", "text", "context") if k in value}, "tasks": [name]}, tasks
     )
     spec = known[name]
-    right = _span(value, request) if spec.type == "span" else _label(value, spec)
+    if spec.type not in _READERS:
+        raise InputError(
+            f"feedback: the task {name!r} is a {spec.type}; corrections are taken for tasks of the "
+            f"types {sorted(_READERS)}: label such rows in a file of your own (docs/data.md)"
+        )
+    right = _READERS[spec.type](value, spec, request)
     return Correction(text=request.text, context=request.context, task=name, **right), request
 
 
-def _span(value: Mapping[str, Any], request: Request) -> dict[str, str]:
+def _span(value: Mapping[str, Any], spec: TaskSpec, request: Request) -> dict[str, str | None]:
     answer = value.get("answer")
     if "label" in value or not isinstance(answer, str) or answer not in (request.context or ""):
         raise InputError(
@@ -100,7 +105,7 @@ def _span(value: Mapping[str, Any], request: Request) -> dict[str, str]:
     return {"answer": answer}
 
 
-def _label(value: Mapping[str, Any], spec: TaskSpec) -> dict[str, str | None]:
+def _label(value: Mapping[str, Any], spec: TaskSpec, request: Request) -> dict[str, str | None]:
     label = value.get("label")
     allowed = label in spec.labels or (label is None and spec.out_of_scope is not None)
     if "label" not in value or "answer" in value or not allowed:
@@ -111,6 +116,9 @@ def _label(value: Mapping[str, Any], spec: TaskSpec) -> dict[str, str | None]:
             f"got {label!r:.60}"
         )
     return {"label": spec.out_of_scope if label is None else label}
+
+
+_READERS = {"classifier": _label, "span": _span}
 
 
 class Quarantine:
@@ -179,8 +187,9 @@ def hold(
         model: Hash of the model that was asked.
         said: Its answer of that task.
     """
-    found = said["text"] if spec.type == "span" else said["label"] or spec.out_of_scope
-    wanted = correction.answer if spec.type == "span" else correction.label
+    found, wanted = said.get("text"), correction.answer
+    if correction.label is not None:
+        found, wanted = said["label"] or spec.out_of_scope, correction.label
     return Held(
         time=_now().isoformat(timespec="seconds"),
         source=source,

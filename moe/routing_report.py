@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moe.abstain import Reference, Vectors, normalise, stranger_scores, with_threshold
+from moe.abstain import (
+    Reference,
+    Vectors,
+    nearest_cosines,
+    normalise,
+    refusal_scores,
+    with_threshold,
+)
 from moe.collect import embed
 from moe.data.module import RequestDataset
 from moe.data.prepare import build_tables
@@ -189,6 +197,8 @@ def refusals(
 ) -> dict[str, dict[str, float]]:
     """By kind of stranger: `n`, the share `refused`, and that of a fit without the kind.
 
+    The thresholds of tasks that were added to the trained model stay as they are in such a fit.
+
     Args:
         model: The model; its exemplars are taken as they are.
         validation: Rows of the tasks, for the threshold of such a fit.
@@ -203,21 +213,34 @@ def refusals(
     kept_XD, asked_ND = embed_rows(model, fitted), embed_rows(model, measured)
     kept = np.array([row.category for row in fitted.rows])
     asked = np.array([row.category for row in measured.rows])
+    kept_first, asked_first = (_first_tasks(model, table) for table in (fitted, measured))
     shares = {}
     for kind in dict.fromkeys(asked.tolist()):
-        mine_ND = asked_ND[asked == kind]
+        mine_ND, mine_first = asked_ND[asked == kind], asked_first[asked == kind]
         strangers_XD = normalise(kept_XD[kept != kind], reference.centre_D)
         without = with_threshold(replace(reference, strangers_XD=strangers_XD), own, unusual_ND)
         shares[kind] = {
             "n": float(len(mine_ND)),
-            "refused": _refused(mine_ND, reference),
-            "held_out": _refused(np.concatenate([mine_ND, kept_XD[kept == kind]]), without),
+            "refused": _refused(mine_ND, reference, mine_first),
+            "held_out": _refused(
+                np.concatenate([mine_ND, kept_XD[kept == kind]]),
+                without,
+                np.concatenate([mine_first, kept_first[kept == kind]]),
+            ),
         }
     return shares
 
 
-def _refused(pooled_ND: Vectors, reference: Reference) -> float:
-    return float((stranger_scores(pooled_ND, reference) > reference.threshold).mean())
+def _first_tasks(model: MixtureOfExperts, table: RoutingTable) -> NDArray[np.str_]:
+    """The gate's first choice for each row: tasks that were added have thresholds of their own."""
+    said = model.predict(requests_of(table.rows))
+    return np.array([answer["routing"][0]["task"] for answer in said])
+
+
+def _refused(pooled_ND: Vectors, reference: Reference, first_N: NDArray[np.str_]) -> float:
+    cosines = nearest_cosines(pooled_ND, reference)
+    scores_N, thresholds_N = refusal_scores(cosines, reference, first_N.tolist())
+    return float((scores_N > thresholds_N).mean())
 
 
 def measure_routing(

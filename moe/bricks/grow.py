@@ -157,6 +157,6 @@ def _notes(bundle: Bundle, name: str, losses: Sequence[float], fit: BrickFit) ->
     return [
         f"{name}: {size:,} new parameters, {size / layer:.2f} of an encoder layer; "
         f"{len(losses)} steps, last loss {last:.3f}",
-        f"remembered rows that would move to {name}: {moved}; of its own held-out rows "
-        f"{fit.kept:.1%} reach it",
+        f"remembered rows that would move to {name}: {moved}; of its own rows, each "
+        f"left out of the fit in turn, {fit.kept:.1%} reach it",
     ]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moe.bricks.proof import Difference, difference, digests
+from moe.bricks.tasks import with_counted_experts
 from moe.checkpoint import Bundle
 
 
@@ -45,6 +46,7 @@ def record(
         data: Where its rows came from.
         notes: What else is worth a line.
     """
+    after = with_counted_experts(after)
     found = difference(digests(before), digests(after))
     entry = {
         "operation": operation,

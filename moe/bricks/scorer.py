@@ -21,7 +21,7 @@ from moe.gate_brick import GateBrick
 
 MOVED = 0.001  # share of the remembered rows of each other task that an added expert may take
 SHRINKAGE = 0.1
-HELD_OUT = 5  # one in so many rows places the border and is not fitted on
+FOLDS = 5  # each places its share of the border without being fitted on
 LOWEST = -10.0  # nats, on the scale of the discriminant
 MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
@@ -65,7 +65,7 @@ class BrickData:
 
 def _own_groups(classes_X: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
     masks = [classes_X == number for number in np.unique(classes_X)]
-    large = [mask for mask in masks if mask.sum() >= FEWEST * HELD_OUT]
+    large = [mask for mask in masks if mask.sum() >= FEWEST * FOLDS]
     return large or [np.ones_like(classes_X, dtype=bool)]
 
 
@@ -80,42 +80,70 @@ def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     Args:
         brick: With a prototype for each own class and for each entry of `data.others`.
         data: The rows.
-        seed: Of the split.
+        seed: Of the folds.
     """
     means = [rows_XP.mean(0, dtype=np.float64) for rows_XP in data.others.values()]
     brick.centre.copy_(torch.from_numpy(np.mean(means, axis=0)))
-    generator = np.random.default_rng(seed)
-    own, own_held = _split(data.own_XP, generator)
-    groups = [_unit(brick, rows_XP) for rows_XP in _own_rows(data, own)]
-    parts = {name: _split(rows_XP, generator) for name, rows_XP in data.others.items()}
-    others = [_unit(brick, data.others[name][fitted]) for name, (fitted, _) in parts.items()]
-    _set_discriminant(brick, groups, others)
-    own_N = _odds(brick, data.own_XP[own_held])
-    held = {name: _odds(brick, data.others[name][rest]) for name, (_, rest) in parts.items()}
+    own_X, held = _left_out_odds(brick, data, np.random.default_rng(seed))
+    _fit_without(brick, data, None)
     border = _border([odds for name, odds in held.items() if name in data.limited])
-    scale = MEDIAN / max(float(np.median(own_N - border)), 1e-3)
+    scale = MEDIAN / max(float(np.median(own_X - border)), 1e-3)
     brick.scale.fill_(min(scale, 1.0))
     brick.offset.copy_(-brick.scale * border)
-    moved = {name: float((odds_N > border).mean()) for name, odds_N in held.items()}
-    return BrickFit(moved=moved, kept=float((own_N > border).mean()))
+    moved = {name: float((odds_X > border).mean()) for name, odds_X in held.items()}
+    return BrickFit(moved=moved, kept=float((own_X > border).mean()))
 
 
-def _own_rows(data: BrickData, fitted: NDArray[np.int64]) -> list[Vectors]:
-    """The rows to fit each prototype on; all rows of a class that the split left without any."""
-    rows = []
-    for mask_X in _own_groups(data.classes_X):
-        chosen = fitted[mask_X[fitted]]
-        rows.append(data.own_XP[chosen if len(chosen) else mask_X])
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """Which rows a discriminant is fitted without, (X,) bool each."""
+
+    own_X: NDArray[np.bool_]
+    others: Mapping[str, NDArray[np.bool_]]
 
 
-def _split(
-    rows_XP: Vectors, generator: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to fit on, and one in `HELD_OUT` to place the border; very few rows serve both."""
-    order = generator.permutation(len(rows_XP))
-    held = order[: len(order) // HELD_OUT]
-    return (order, order) if len(held) == 0 else (order[len(held) :], held)
+def _left_out_odds(
+    brick: GateBrick, data: BrickData, generator: np.random.Generator
+) -> tuple[Wide, dict[str, Wide]]:
+    """Log-odds of every row, own and others', by a discriminant that was fitted without it.
+
+    All rows place the border so: of a fifth of 2,000 the quantile would be the one highest.
+    """
+    own_fold_X = _folds(len(data.own_XP), generator)
+    folds = {name: _folds(len(rows_XP), generator) for name, rows_XP in data.others.items()}
+    own_X = np.empty(len(own_fold_X))
+    held = {name: np.empty(len(fold_X)) for name, fold_X in folds.items()}
+    for number in range(FOLDS):
+        others = {name: fold_X == number for name, fold_X in folds.items()}
+        without = _LeftOut(own_X=own_fold_X == number, others=others)
+        _fit_without(brick, data, without)
+        own_X[without.own_X] = _odds(brick, data.own_XP[without.own_X])
+        for name, mask_X in others.items():
+            held[name][mask_X] = _odds(brick, data.others[name][mask_X])
+    return own_X, held
+
+
+def _folds(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """A number in [0, FOLDS) for each of so many rows."""
+    fold_X: NDArray[np.int64] = generator.permutation(count) % FOLDS
+    return fold_X
+
+
+def _fit_without(brick: GateBrick, data: BrickData, without: _LeftOut | None) -> None:
+    """Sets the discriminant of all rows, or of those that are not left out."""
+
+    def rest(rows_XP: Vectors, mask_X: NDArray[np.bool_] | None) -> Wide:
+        # Very few rows may be left out all together: they are fitted on, then.
+        kept = rows_XP if mask_X is None or mask_X.all() else rows_XP[~mask_X]
+        return _unit(brick, kept)
+
+    masks = _own_groups(data.classes_X)
+    own = [rest(data.own_XP[m], None if without is None else without.own_X[m]) for m in masks]
+    others = [
+        rest(rows_XP, None if without is None else without.others[name])
+        for name, rows_XP in data.others.items()
+    ]
+    _set_discriminant(brick, own, others)
 
 
 def _unit(brick: GateBrick, rows_XP: Vectors) -> Wide:
@@ -145,7 +173,7 @@ def _set_discriminant(brick: GateBrick, own: Sequence[Wide], others: Sequence[Wi
         layer.bias.copy_(torch.from_numpy(bias_M[part]))
 
 
-def _border(limited: Sequence[Vectors]) -> float:
+def _border(limited: Sequence[Wide]) -> float:
     """Log-odds of the border."""
     if not limited:
         return 0.0

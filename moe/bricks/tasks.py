@@ -106,6 +106,17 @@ def with_task_config(bundle: Bundle, name: str, task: TaskConfig | None) -> Bund
     return replace(bundle, config=replace(config, tasks=tasks, data=data))
 
 
+def with_counted_experts(bundle: Bundle) -> Bundle:
+    """The bundle whose config says how many experts each task of the model has now."""
+    config = bundle.config
+    counts = {task.name: task.num_experts for task in bundle.model.tasks}
+    tasks = {
+        name: replace(task, experts=counts.get(name, task.experts))
+        for name, task in config.tasks.items()
+    }
+    return replace(bundle, config=replace(config, tasks=tasks))
+
+
 def without_task(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The entries of all other names."""
     return {key: value for key, value in values.items() if key not in names}

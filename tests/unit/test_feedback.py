@@ -27,7 +27,8 @@ INTENT = TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay"
                   out_of_scope="oos")
 MOOD = TaskSpec(name="mood", type="classifier", num_experts=1, labels=("bad", "good"))
 QA = TaskSpec(name="qa", type="span", num_experts=1)
-TASKS = (INTENT, MOOD, QA)
+SLOTS = TaskSpec(name="slots", type="tagger", num_experts=1, labels=("O", "B-city", "I-city"))
+TASKS = (INTENT, MOOD, QA, SLOTS)
 
 
 def held(text: str, label: str = "pay", source: str = "a", contradicts: bool = False) -> Held:
@@ -39,13 +40,15 @@ def held(text: str, label: str = "pay", source: str = "a", contradicts: bool = F
 @pytest.mark.parametrize(("value", "part"), [
     ("pay", "expected an object, got str 'pay'"),
     ({"text": "a", "task": "intent", "lable": "pay"}, "unknown field 'lable', known: id, text"),
-    ({"text": "a", "task": "weather", "label": "pay"}, "one of ['intent', 'mood', 'qa'], got 'we"),
-    ({"text": "a", "label": "pay"}, "task must be one of ['intent', 'mood', 'qa'], got None"),
+    ({"text": "a", "task": "weather", "label": "pay"},
+     "one of ['intent', 'mood', 'qa', 'slots'], got 'weather'"),
+    ({"text": "a", "label": "pay"}, "'qa', 'slots'], got None"),
     ({"text": " ", "task": "intent", "label": "pay"}, "text is empty"),
     ({"text": "a", "task": "intent", "label": "go"}, "2 of intent or null (pay, ask), got 'go'"),
     ({"text": "a", "task": "intent"}, "label must be one of the 2 of intent"),
     ({"text": "a", "task": "mood", "label": None}, "2 of mood (bad, good), got None"),
     ({"text": "a", "task": "mood", "label": "bad", "answer": "a"}, "label must be one of"),
+    ({"text": "a", "task": "slots", "label": "B-city"}, "'slots' is a tagger; corrections are tak"),
     ({"text": "a", "task": "qa", "answer": "x"}, "task 'qa' needs a context"),
     ({"text": "a", "context": "by Ada", "task": "qa", "answer": "Bob"}, "a piece of the context"),
     ({"text": "a", "context": "by Ada", "task": "qa", "label": "pay"}, "a piece of the context"),

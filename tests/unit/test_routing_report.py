@@ -113,6 +113,30 @@ def test_refusals_by_kind_and_without_the_kind(word_bundle: Callable[..., Bundle
     assert all(v["held_out"] in (0.0, 0.5, 1.0) for v in found.values())
 
 
+def test_an_added_task_refuses_by_its_own_threshold(word_bundle: Callable[..., Bundle]) -> None:
+    unit = np.ones((1, 64), dtype=np.float32) / np.sqrt(np.float32(64))
+    kinds = [row("the the the", category="news"), row("monks monks", category="code")]
+    first = MixtureOfExperts(word_bundle()).predict("the the the")["routing"][0]["task"]
+    reference = Reference(
+        centre_D=np.zeros(64, dtype=np.float32),
+        exemplars={"trained": unit, first: unit},
+        strangers_XD=-unit,
+        threshold=3.0,  # above every score: the trained tasks refuse nothing
+        grown={first: -3.0},
+    )
+    bundle = word_bundle(Calibration(reference=reference))
+    model = MixtureOfExperts(bundle)
+    names = [task.name for task in bundle.model.tasks]
+    table = RoutingTable(kinds, names, bundle.tokenizer)
+    own = [RoutingTable([row("the abbot led", "qa")], names, bundle.tokenizer)]
+    found = refusals(model, own, table, table)  # type: ignore[arg-type]
+    said = model.predict(requests_of(kinds))
+    assert {kind: v["refused"] for kind, v in found.items()} == {
+        kind.category: float(answer["abstained"])
+        for kind, answer in zip(kinds, said, strict=True)}
+    assert found["news"]["refused"] == found["news"]["held_out"] == 1.0
+
+
 def test_requests_name_no_task() -> None:
     assert requests_of(TRAIN[:1]) == [
         {"text": "who led the monks", "context": "an abbot led the monks"}

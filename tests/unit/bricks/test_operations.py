@@ -111,6 +111,11 @@ def test_also_for_adds_an_expert_between_those_of_other_tasks(
     assert names[:4] == ("sentiment-0", "sentiment-1", "sentiment-2", "qa-0")
     assert made.difference.changed == ()
     assert [*made.bundle.memory] == [*bundle.memory]
+    counts = [made.bundle.config.tasks["sentiment"].experts]
+    for name in ("sentiment-1", "sentiment-2"):
+        made = remove(made.bundle, expert=name)
+        counts.append(made.bundle.config.tasks["sentiment"].experts)
+    assert counts == [3, 2, 1]
 
 
 def test_what_grow_refuses(old_model: Old, new_rows: Path) -> None:

@@ -434,14 +434,20 @@ def test_sample_slots_validation_has_names_of_its_own() -> None:
 
     rows = {split: sample("slots", split) for split in ("train", "validation")}
     assert len(rows["train"]) >= 2000 and len(rows["validation"]) >= 400
-    assert all(sum(set(row.tags) == {"O"} for row in part) >= 40 for part in rows.values())
+    assert all(sum(set(row.tags) == {"O"} for row in part) >= 10 for part in rows.values())
     train, validation = spans("train"), spans("validation")
     counts = Counter(kind for kind, _ in validation)
-    assert set(counts) == {"amount", "city", "date", "person", "product", "time"}
-    assert min(counts.values()) >= 100
+    assert set(counts) == {"person", "place", "product", "quantity", "time", "vehicle"}
+    assert min(counts.values()) >= 200
     seen = set(train)
-    for kind in ("amount", "city", "person", "product"):
-        assert not any(span in seen for span in validation if span[0] == kind), kind
-    # The same words mean different things: Austin, Wells, May.
-    assert {name for kind, name in train if kind == "city"} & {
-        name for kind, name in validation if kind == "person"}
+    spans_of = {kind: [span for span in validation if span[0] == kind] for kind in counts}
+    # Names of people never; of places and ships, numbers ("dock 7", "MV Victoria") may.
+    known = {kind: sum(map(seen.__contains__, spans_of[kind])) / len(spans_of[kind])
+             for kind in ("person", "product", "vehicle", "place")}
+    assert known["person"] == 0 and known["product"] < 0.02 and max(known.values()) < 0.1
+    # The same words mean different things: Kent and Bergen, Marsh and Stone, the ship Stavanger.
+    names = {(split, kind): {name for of, name in part if of == kind}
+             for split, part in (("train", train), ("validation", validation)) for kind in counts}
+    assert {"kent", "bergen"} <= names["train", "place"] & names["validation", "person"]
+    assert {"marsh", "stone"} <= names["train", "person"] & names["validation", "place"]
+    assert "stavanger" in names["train", "vehicle"] & names["train", "place"]
