@@ -83,10 +83,12 @@ def parse_correction(value: Any, tasks: Sequence[TaskSpec]) -> tuple[Correction,
     name = value.get("task")
     if not isinstance(name, str) or name not in known:
         raise InputError(f"feedback: task must be one of {sorted(known)}, got {name!r:.60}")
+    spec = known[name]
+    if spec.type == "tagger":
+        raise InputError(f"feedback: {name} tags words, and corrections of tags are not taken")
     request = parse_request(
         {**{k: value[k] for k in ("id", "text", "context") if k in value}, "tasks": [name]}, tasks
     )
-    spec = known[name]
     right = _span(value, request) if spec.type == "span" else _label(value, spec)
     return Correction(text=request.text, context=request.context, task=name, **right), request
 
