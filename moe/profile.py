@@ -24,6 +24,7 @@ from moe.forms import FORMS
 from moe.types import TaskSpec
 
 MAX_EMBEDDED = 2_000  # requests that keep their embedding: 3 MB at 768 numbers each
+USUAL = 0.25  # share of the answers that are less sure than is usual
 _NONE, _YES = -1, 1
 
 
@@ -86,6 +87,24 @@ def join_profiles(parts: Sequence[Profile]) -> Profile:
     """Requests of several profiles that all keep every embedding, or none."""
     names = [f.name for f in fields(Profile)]
     return Profile(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+
+
+def usual_confidence(profile: Profile, specs: Sequence[TaskSpec]) -> dict[str, float]:
+    """By task the score that three quarters of its answers reach; none for tasks without answers.
+
+    Args:
+        profile: Of a time at which the model was as good as it is.
+        specs: All tasks of the model.
+    """
+    scores = {
+        spec.name: profile.confidence_N[profile.task_N == number]
+        for number, spec in enumerate(specs)
+    }
+    return {
+        name: float(np.nanquantile(scores_N, USUAL))
+        for name, scores_N in scores.items()
+        if np.isfinite(scores_N).any()
+    }
 
 
 def validation_profile(

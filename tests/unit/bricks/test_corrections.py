@@ -18,18 +18,11 @@ from moe.bricks.fit import FitConfig
 from moe.bricks.update import update
 from moe.checkpoint import Bundle, load_bundle, save_checkpoint
 from moe.config import OptimizerConfig, TaskConfig
-from moe.feedback import (
-    Quarantine,
-    QuotaReached,
-    hold,
-    parse_correction,
-    read_quarantine,
-    review,
-    write_rows,
-)
+from moe.feedback import Quarantine, QuotaReached, hold, parse_correction, read_quarantine
 from moe.predict import MixtureOfExperts
 from moe.release.hashing import model_hash
 from moe.release.registry import Registry
+from moe.review import review, write_rows
 from moe.types import InputError, TaskSpec
 
 from .conftest import texts
