@@ -20,13 +20,14 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder of all it writes")
     parser.add_argument("--ckpt", help="a checkpoint of configs/default.yaml, instead of training")
+    parser.add_argument("--suite", metavar="FILE.yaml", help="instead of the sample's")
     values = parser.parse_args()
 
-    from moe.rehearsal.loop import rehearse
+    from moe.rehearsal.loop import SUITE, rehearse
     from moe.rehearsal.shell import StepFailed
 
     try:
-        rehearse(values.out, values.ckpt)
+        rehearse(values.out, values.ckpt, values.suite or SUITE)
     except StepFailed as error:
         print(f"\nfailed: {error}", file=sys.stderr)
         sys.exit(1)

@@ -28,9 +28,10 @@ _MENDED = 0.75  # share of the probes that reach the expert which must be right 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where everything of a rehearsal lies."""
+    """Where everything of a rehearsal lies: its folder, and the suite of the gate."""
 
     out: Path
+    suite: str
 
     @property
     def registry(self) -> Path:
@@ -43,22 +44,24 @@ class Places:
         return self.registry / "current" / "model.ckpt"
 
 
-def rehearse(out: str | Path, ckpt: str | None = None) -> None:
+def rehearse(out: str | Path, ckpt: str | None = None, suite: str = SUITE) -> None:
     """Runs the whole loop with the packaged sample, in a new folder; prints every command.
 
     Args:
         out: The folder.
         ckpt: A trained checkpoint of `configs/default.yaml`; None trains one.
+        suite: Of the gate; its rows are the usual requests.
 
     Raises:
         StepFailed: A step did not do what it should.
-        InputError: The folder is there, or this is not the repository's root.
+        InputError: The folder is there, this is not the repository's root, or there is no suite.
     """
-    places = Places(out=Path(out))
+    places = Places(out=Path(out), suite=suite)
     if places.out.exists():
         raise InputError(f"--out {out}: is there already; name a new folder")
-    if not Path(SUITE).is_file():
-        raise InputError(f"{Path.cwd()}: no {SUITE} here; run this in the repository's root")
+    if not Path("train.py").is_file():
+        raise InputError(f"{Path.cwd()}: no train.py here; run this in the repository's root")
+    suite_rows(suite)  # a mistake in it should not cost a training
     places.out.mkdir(parents=True)
     start = time.monotonic()
     best = Path(ckpt) if ckpt is not None else _train(places)
@@ -81,7 +84,9 @@ def _train(places: Places) -> Path:
 
 def _release(best: Path, places: Places) -> None:
     report = places.out / "v1-gate"
-    run("scripts/gate.py", "check", "--candidate", best, "--suite", SUITE, "--report", report)
+    run(
+        "scripts/gate.py", "check", "--candidate", best, "--suite", places.suite, "--report", report
+    )
     _promote(best, report, places, "v1")
 
 
@@ -120,12 +125,12 @@ def _operate(server: Server, places: Places) -> None:
 
 def _drift(server: Server, places: Places, texts: Sequence[str]) -> None:
     """A window of usual requests and one with the new phrasing; the monitor sees the second."""
-    rows = [row for task in suite_rows(SUITE).values() for row in task]
+    rows = [row for task in suite_rows(places.suite).values() for row in task]
     server.predict(usual(rows, WINDOW), USERS[0])
     server.predict(changed(rows, texts, WINDOW), USERS[0])
     print(f"\n{WINDOW} usual requests answered, then {WINDOW} of which 30 % are of a new phrasing")
     folder, found = places.out / "telemetry", places.out / "drift.json"
-    took = wait_for("telemetry", lambda: _rows_written(folder) >= 2 * WINDOW, 120)
+    took = wait_for("telemetry", lambda: _rows_written(folder) >= 2 * WINDOW)
     print(f"telemetry written after {took:.0f} s", flush=True)
     run("scripts/monitor.py", "--ckpt", places.served, "--telemetry", folder,
         "--html", places.out / "drift.html", "--json", found, code=1)  # fmt: skip
@@ -176,7 +181,7 @@ def _collect(server: Server, places: Places, texts: Sequence[str]) -> None:
         body = {"text": text, "task": TASK, "label": LABEL}
         status, content, _ = server.post("/feedback", body, USERS[number % len(USERS)])
         expect(status == 200, f"/feedback: status {status}, {content}")
-    rows = suite_rows(SUITE)[TASK]
+    rows = suite_rows(places.suite)[TASK]
     labels = sorted({row.label for row in rows if row.label is not None})
     taken = Counter(
         server.post("/feedback", {"text": text, "task": TASK, "label": label}, HOSTILE)[0]
@@ -205,7 +210,7 @@ def _source(key: str) -> str:
 def _improve(places: Places, expert: str) -> None:
     candidate = places.out / "v2.ckpt"
     run("scripts/bricks.py", "update", "--ckpt", places.served, "--out", candidate,
-        "--expert", expert, "--feedback", places.out / "corrected", "--suite", SUITE)  # fmt: skip
+        "--expert", expert, "--feedback", places.out / "corrected", "--suite", places.suite)  # fmt: skip
     _promote(candidate, places.out / "v2-gate", places, "v2")
 
 
@@ -224,7 +229,7 @@ def _swapped(server: Server, before: str, after: str) -> None:
         expect(found in (before, after), f"answered by the model {found[:12]}")
         return found == after
 
-    took = wait_for("the swap", is_new, 60)
+    took = wait_for("the swap", is_new)
     print(f"\nthe server answers with {after[:12]} instead of {before[:12]} after {took:.0f} s")
 
 

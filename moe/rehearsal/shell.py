@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = "python"  # what the commands are shown to start with
+_PATIENCE = (
+    600.0  # seconds: on a busy machine everything comes late, and nothing is lost by waiting
+)
 
 
 class StepFailed(RuntimeError):
@@ -58,7 +61,7 @@ def run(*arguments: object, code: int = 0) -> str:
     return "".join(lines)
 
 
-def wait_for(what: str, ready: Callable[[], bool], seconds: float) -> float:
+def wait_for(what: str, ready: Callable[[], bool], seconds: float = _PATIENCE) -> float:
     """Waits until it is so; returns the seconds.
 
     Raises:
@@ -84,7 +87,7 @@ class Server:
 
     def post(self, path: str, body: Any, key: str) -> tuple[int, Any, str]:
         """Status, answer and hash of the model that gave it."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         try:
             connection.request("POST", path, json.dumps(body), headers)
@@ -134,13 +137,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(log: Path, *arguments: object, seconds: float = 120.0) -> Iterator[Server]:
+def serving(log: Path, *arguments: object) -> Iterator[Server]:
     """A server that is ready, and that drains and ends well afterwards.
 
     Args:
         log: File of its log lines.
         arguments: Of `scripts/serve.py`, without `--port`.
-        seconds: In which it must be ready.
 
     Raises:
         StepFailed: It is not ready in time, or ends with another exit code than 0.
@@ -154,11 +156,11 @@ def serving(log: Path, *arguments: object, seconds: float = 120.0) -> Iterator[S
         )
     server = Server(process, port)
     try:
-        took = wait_for("the server", server.is_ready, seconds)
+        took = wait_for("the server", server.is_ready)
         print(f"ready after {took:.0f} s", flush=True)
         yield server
         process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        code = process.wait(_PATIENCE)
         expect(code == 0, f"the server ended with exit code {code} after SIGTERM; see {log}")
     finally:
         if process.poll() is None:

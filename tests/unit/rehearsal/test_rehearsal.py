@@ -111,6 +111,9 @@ def test_where_it_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(InputError, match="is there already; name a new folder"):
         loop.rehearse(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"no configs/suites/sample\.yaml here"):
+    with pytest.raises(InputError, match=r"no train\.py here; run this in the"):
         loop.rehearse(tmp_path / "new")
+    monkeypatch.chdir(Path(__file__).parents[3])
+    with pytest.raises(InputError, match=r"--suite none\.yaml: no such file"):
+        loop.rehearse(tmp_path / "new", suite="none.yaml")
     assert not (tmp_path / "new").exists()
