@@ -84,9 +84,8 @@ def _train(places: Places) -> Path:
 
 def _release(best: Path, places: Places) -> None:
     report = places.out / "v1-gate"
-    run(
-        "scripts/gate.py", "check", "--candidate", best, "--suite", places.suite, "--report", report
-    )
+    run("scripts/gate.py", "check", "--candidate", best, "--suite", places.suite,
+        "--report", report)  # fmt: skip
     _promote(best, report, places, "v1")
 
 
@@ -210,7 +209,8 @@ def _source(key: str) -> str:
 def _improve(places: Places, expert: str) -> None:
     candidate = places.out / "v2.ckpt"
     run("scripts/bricks.py", "update", "--ckpt", places.served, "--out", candidate,
-        "--expert", expert, "--feedback", places.out / "corrected", "--suite", places.suite)  # fmt: skip
+        "--expert", expert, "--feedback", places.out / "corrected",
+        "--suite", places.suite)  # fmt: skip
     _promote(candidate, places.out / "v2-gate", places, "v2")
 
 

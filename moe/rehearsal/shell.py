@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = "python"  # what the commands are shown to start with
-_PATIENCE = (
-    600.0  # seconds: on a busy machine everything comes late, and nothing is lost by waiting
-)
+_PATIENCE = 600.0  # seconds: on a busy machine everything comes late
 
 
 class StepFailed(RuntimeError):
