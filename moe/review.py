@@ -8,9 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe.checkpoint import load_bundle
 from moe.feedback import Correction, Held
-from moe.profile import usual_confidence
 from moe.types import InputError
 
 MIN_ROWS = 10  # corrections from which a source is judged
@@ -36,6 +34,9 @@ def sureness(ckpt: str) -> dict[str, float]:
     Raises:
         InputError: It cannot be read, or was saved without a profile of its validation.
     """
+    from moe.checkpoint import load_bundle  # here: a review without --ckpt needs no torch
+    from moe.profile import usual_confidence
+
     bundle = load_bundle(ckpt)
     if bundle.profile is None:
         raise InputError(

@@ -30,9 +30,14 @@ def new_phrasing(seed: int = 0) -> list[str]:
     return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
-def suite_rows(suite: str) -> dict[str, list[Gold]]:
-    """The labelled rows of a suite by task."""
-    return read_rows(load_suite(suite)).tasks
+def suite_rows(suite: str, root: str | None = None) -> dict[str, list[Gold]]:
+    """The labelled rows of a suite by task.
+
+    Args:
+        suite: YAML file.
+        root: Folder of relative sources instead of the suite's own.
+    """
+    return read_rows(load_suite(suite), root).tasks
 
 
 def usual(rows: Sequence[Gold], count: int, seed: int = 0) -> list[Request]:
