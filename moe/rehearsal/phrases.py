@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -31,13 +32,13 @@ def new_phrasing(seed: int = 0) -> list[str]:
 
 
 def suite_rows(suite: str, root: str | None = None) -> dict[str, list[Gold]]:
-    """The labelled rows of a suite by task.
+    """All labelled rows of a suite by task, also those beyond its limit, so that the mix is theirs.
 
     Args:
         suite: YAML file.
         root: Folder of relative sources instead of the suite's own.
     """
-    return read_rows(load_suite(suite), root).tasks
+    return read_rows(replace(load_suite(suite), rows=None), root).tasks
 
 
 def usual(rows: Sequence[Gold], count: int, seed: int = 0) -> list[Request]:
