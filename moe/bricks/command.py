@@ -107,6 +107,10 @@ def run_bricks(values: argparse.Namespace) -> int:
         raise InputError(f"--out {values.out}: expected a file that ends in .ckpt")
     if out.exists():
         raise InputError(f"--out {values.out}: is there already; nothing is changed in place")
+    if getattr(values, "suite", None) is not None:
+        from moe.bricks.judged import check_question
+
+        check_question(values.ckpt, values.suite, values.old_root)
     changed: Changed = _WRITERS[values.operation](values)
     print(_changed_text(changed, values.ckpt))
     wrote = _write(changed, out, values)

@@ -9,11 +9,24 @@ from pathlib import Path
 from moe.checkpoint import Bundle, save_checkpoint
 from moe.release.check import Report, check
 from moe.release.report import write_report
+from moe.release.rows import read_rows
+from moe.release.sides import locate
+from moe.release.suite import load_suite
 
 
 def report_of(out: Path) -> Path:
     """Where the report on a checkpoint goes, without its suffix: `new.ckpt` has `new-gate.json`."""
     return out.with_name(f"{out.stem}-gate")
+
+
+def check_question(baseline: str, suite: str, root: str | None = None) -> None:
+    """Finds mistakes in what the gate will be asked, before a training is spent on it.
+
+    Raises:
+        InputError: The suite or its rows cannot be read, or there is no such baseline.
+    """
+    locate(baseline)
+    read_rows(load_suite(suite), root)
 
 
 def save_if_passed(

@@ -46,6 +46,18 @@ def write_csv(path: Path, count: int, seed: int) -> Path:
     return path
 
 
+def write_suite(folder: Path) -> None:
+    write_csv(folder / "judged.csv", 30, 2)
+    judged = {"type": "classifier", "rows": "judged.csv", "out_of_scope": "oos"}
+    suite = {
+        "tasks": {"intent": judged}, "root": str(folder), "perturbations": ["upper"],
+        "draws": 200, "latency": None,
+        "rules": {"*/ece*": {"max_rise": 20, "when_unsure": "pass"},
+                  "size/bytes": {"max_ratio": 1.1}, "*": {"max_drop": 8, "when_unsure": "pass"}},
+    }
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+
+
 @pytest.fixture
 def trained(word_bundle: Callable[..., Bundle], tmp_path: Path) -> Path:
     """`best.ckpt`, whose expert knows `KNOWN`, and `suite.yaml`."""
@@ -53,20 +65,12 @@ def trained(word_bundle: Callable[..., Bundle], tmp_path: Path) -> Path:
                       out_of_scope="oos")
     write_csv(tmp_path / "train.csv", 40, 0)
     write_csv(tmp_path / "val.csv", 20, 1)
-    write_csv(tmp_path / "judged.csv", 30, 2)
+    write_suite(tmp_path)
     bundle = word_bundle()
     data = replace(bundle.config.data, root=str(tmp_path), cache=str(tmp_path / "cache"))
     bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}, data=data))
     bundle = update(bundle, expert="intent-0", config=task, root=str(tmp_path), fit=FAST).bundle
     save_checkpoint(bundle, tmp_path / "best.ckpt")
-    judged = {"type": "classifier", "rows": "judged.csv", "out_of_scope": "oos"}
-    suite = {
-        "tasks": {"intent": judged}, "root": str(tmp_path), "perturbations": ["upper"],
-        "draws": 200, "latency": None,
-        "rules": {"*/ece*": {"max_rise": 20, "when_unsure": "pass"},
-                  "size/bytes": {"max_ratio": 1.1}, "*": {"max_drop": 8, "when_unsure": "pass"}},
-    }
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     return tmp_path / "best.ckpt"
 
 
@@ -218,11 +222,20 @@ def test_mistakes_of_the_command_line(
     word_bundle: Callable[..., Bundle], tmp_path: Path, arguments: list[str], part: str
 ) -> None:
     save_checkpoint(word_bundle(), tmp_path / "best.ckpt")
+    write_suite(tmp_path)
     (tmp_path / "feedback-20261122.jsonl").touch()
     words = [word.format(held=tmp_path) for word in arguments]
     with pytest.raises(InputError) as error:
         command(tmp_path / "best.ckpt", tmp_path / "new.ckpt", *words)
     assert part in str(error.value)
+
+
+def test_a_mistake_in_the_suite_costs_no_training(
+    word_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    save_checkpoint(word_bundle(), tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=r"--suite .*suite\.yaml: no such file"):
+        command(tmp_path / "best.ckpt", tmp_path / "new.ckpt", "--feedback", tmp_path)
 
 
 def test_feedback_needs_a_suite(tmp_path: Path) -> None:
