@@ -58,6 +58,7 @@ def explanation(
     mass_T: Any,
     answerable_T: Any,
     distance: Mapping[str, float] | None,
+    strangeness: float | None,
     reason: str | None,
 ) -> dict[str, Any]:
     """What the gate saw of one request, for `explain=True`.
@@ -72,6 +73,8 @@ def explanation(
         mass_T: (T,) their sums over the experts of a task.
         answerable_T: (T,) bool, False where a task needs a context and there is none.
         distance: Of `similarities`, None without a fitted reference.
+        strangeness: The score that decides on abstaining (`moe.abstain.refusal_scores`), None
+            likewise.
         reason: Why the gate abstained, None where it did not.
     """
     names = [name for task in tasks for name in task.expert_names]
@@ -83,5 +86,6 @@ def explanation(
         "runner_up": None if second is None else tasks[second].name,
         "margin": None if second is None else float(mass_T[first] - mass_T[second]),
         "distance": None if distance is None else dict(distance),
+        "strangeness": strangeness,
         "reason": reason,
     }

@@ -1,7 +1,7 @@
 """Corrections that users send: checked one by one, kept apart, and looked at together before use.
 
 Nothing that is sent changes a model. It is written to a quarantine, with what the model says of the
-same request; `review` leaves out what contradicts itself and sources that seem to flip labels.
+same request; `moe.review` looks at all of them together.
 Standard library alone, so that the server needs nothing more.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +21,6 @@ from moe.types import InputError, TaskSpec
 
 _FIELDS = ("id", "text", "context", "task", "label", "answer")
 CONFIDENT = 0.9  # score from which an answer counts as sure
-MIN_ROWS = 10  # corrections from which a source is judged
-MAX_FLIPPED = 0.5  # share of them that may contradict sure answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,8 @@ class Held:
         model: Hash of the model that was asked, empty if unknown.
         correction: What was sent.
         said: What the model answers to the request if it is given the task.
-        contradicts: Whether it is sure of another answer.
+        contradicts: Whether it is sure of another answer: its score is `CONFIDENT` or more.
+        differs: Whether it gives another answer; None in files of before this was kept.
     """
 
     time: str
@@ -62,6 +61,7 @@ class Held:
     correction: Correction
     said: Mapping[str, Any]
     contradicts: bool
+    differs: bool | None = None
 
 
 class QuotaReached(Exception):
@@ -197,6 +197,7 @@ def hold(
         correction=correction,
         said=said,
         contradicts=found != wanted and float(said["score"]) >= CONFIDENT,
+        differs=found != wanted,
     )
 
 
@@ -231,78 +232,3 @@ def read_quarantine(folder: str | Path) -> list[Held]:
     if not files:
         raise InputError(f"--quarantine {folder}: no feedback-*.jsonl there")
     return [held for file in files for held in read_file(file)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Review:
-    """What a quarantine holds.
-
-    Attributes:
-        usable: Each correction once.
-        left_out: By reason the number of corrections that are not.
-    """
-
-    usable: list[Correction]
-    left_out: dict[str, int]
-
-
-def review(held: Sequence[Held], trusted: Collection[str] = ()) -> Review:
-    """The corrections that may be learned from.
-
-    Left out are requests that were corrected in different ways, and every correction of a source
-    whose corrections mostly contradict answers that the model is sure of: whoever flips labels
-    does that, but so does who reports a new mistake of a sure model, hence `trusted`.
-
-    Args:
-        held: In quarantine.
-        trusted: Sources that somebody has looked at.
-    """
-    by_source, rights = defaultdict(list), defaultdict(set)
-    for row in held:
-        by_source[row.source].append(row.contradicts)
-        rights[_asked(row.correction)].add((row.correction.label, row.correction.answer))
-    flipping = {
-        source
-        for source, contradicts in by_source.items()
-        if source not in trusted
-        and len(contradicts) >= MIN_ROWS
-        and sum(contradicts) > MAX_FLIPPED * len(contradicts)
-    }
-    usable: dict[Correction, None] = {}
-    left_out: Counter[str] = Counter()
-    for row in held:
-        if row.source in flipping:
-            left_out[f"source {row.source} contradicts sure answers"] += 1
-        elif len(rights[_asked(row.correction)]) > 1:
-            left_out["corrected in different ways"] += 1
-        elif row.correction in usable:
-            left_out["sent before"] += 1
-        else:
-            usable[row.correction] = None
-    return Review(usable=list(usable), left_out=dict(left_out))
-
-
-def _asked(correction: Correction) -> tuple[str, str | None, str]:
-    return " ".join(correction.text.casefold().split()), correction.context, correction.task
-
-
-def write_rows(corrections: Sequence[Correction], folder: Path) -> list[Path]:
-    """One JSON-lines file for each task, a SOURCE of its rows (`docs/data.md`)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for task in dict.fromkeys(correction.task for correction in corrections):
-        lines = [json.dumps(_row(c)) for c in corrections if c.task == task]
-        path = folder / f"{task}.jsonl"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        written.append(path)
-    return written
-
-
-def _row(correction: Correction) -> dict[str, str | None]:
-    if correction.answer is None:
-        return {"text": correction.text, "label": correction.label}
-    return {
-        "question": correction.text,
-        "context": correction.context,
-        "answer": correction.answer,
-    }

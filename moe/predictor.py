@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe.abstain import Vectors, nearest_cosines
+from moe.abstain import Vectors, nearest_cosines, refusal_scores
 from moe.answers import routing_answer
 from moe.calibration import Calibration
 from moe.data.text import restore_offsets
@@ -226,7 +226,12 @@ class Predictor(ABC):
         explain: Explain,
     ) -> None:
         """Adds to each record what the gate saw."""
-        distances = None if cosines is None else similarities(cosines)
+        reference = self._calibration.reference
+        distances = strangeness = None
+        if cosines is not None and reference is not None:
+            first = [record["routing"][0]["task"] for record in records]
+            distances = similarities(cosines)
+            strangeness = refusal_scores(cosines, reference, first)[0].tolist()
         for row, (record, reason) in enumerate(zip(records, reasons, strict=True)):
             record["explanation"] = explanation(
                 self.tasks,
@@ -234,6 +239,7 @@ class Predictor(ABC):
                 mass_T=mass_NT[row],
                 answerable_T=answerable_NT[row],
                 distance=None if distances is None else distances[row],
+                strangeness=None if strangeness is None else strangeness[row],
                 reason=reason,
             )
             if explain == "embedding":

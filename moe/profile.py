@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.abstain import stranger_scores
+from moe.abstain import nearest_cosines, refusal_scores
 from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.config import DataConfig
@@ -24,6 +24,7 @@ from moe.forms import FORMS
 from moe.types import TaskSpec
 
 MAX_EMBEDDED = 2_000  # requests that keep their embedding: 3 MB at 768 numbers each
+USUAL = 0.25  # share of the answers that are less sure than is usual
 _NONE, _YES = -1, 1
 
 
@@ -38,8 +39,8 @@ class Profile:
         out_of_scope_N: int8 whether the task rejected it, -1 of a task that rejects nothing.
         no_answer_N: int8 whether a span task found nothing, -1 of other tasks.
         confidence_N: float32 score of the answer, NaN without one.
-        strangeness_N: float32 similarity to texts of no task minus that to the best task's, NaN
-            without a fitted reference.
+        strangeness_N: float32 what decides on abstaining (`moe.abstain.refusal_scores`): similarity
+            to texts of no task minus that to the best task's. NaN without a fitted reference.
         spelling_N: float32 tokens a character: misspelt and foreign words break into more.
         embedding_MD: float16 what the gate read of the first M requests.
     """
@@ -88,6 +89,24 @@ def join_profiles(parts: Sequence[Profile]) -> Profile:
     return Profile(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
+def usual_confidence(profile: Profile, specs: Sequence[TaskSpec]) -> dict[str, float]:
+    """By task the score that three quarters of its answers reach; none for tasks without answers.
+
+    Args:
+        profile: Of a time at which the model was as good as it is.
+        specs: All tasks of the model.
+    """
+    scores = {
+        spec.name: profile.confidence_N[profile.task_N == number]
+        for number, spec in enumerate(specs)
+    }
+    return {
+        name: float(np.nanquantile(scores_N, USUAL))
+        for name, scores_N in scores.items()
+        if np.isfinite(scores_N).any()
+    }
+
+
 def validation_profile(
     tables: Sequence[TaskTable],
     answers: Sequence[Answers],
@@ -132,7 +151,9 @@ def _task_profile(
     confidence_N, rejected_N, empty_N = _said(table, said, calibration, specs)
     strange_N = np.full(count, np.nan)
     if reference is not None:
-        strange_N = stranger_scores(said.pooled_ND, reference)
+        chosen_N = [specs[number].name for number in first_N]
+        cosines = nearest_cosines(said.pooled_ND, reference)
+        strange_N, _ = refusal_scores(cosines, reference, chosen_N)
     return Profile(
         task_N=first_N.astype(np.int16),
         expert_N=(said.probabilities_NE * said.chosen_NE).argmax(1).astype(np.int16),

@@ -1,6 +1,6 @@
 """Reviews the corrections of `scripts/serve.py --feedback`, and writes what may be learned from.
 
-    python scripts/feedback.py --quarantine DIR --out ROWS [--trust SOURCE]...
+    python scripts/feedback.py --quarantine DIR --out ROWS [--ckpt CKPT] [--trust SOURCE]...
 
 Exit code 0, 2 is a mistake in the call.
 """
@@ -21,11 +21,14 @@ def main() -> None:
     parser.add_argument("--quarantine", required=True, metavar="DIR", help="of the server")
     parser.add_argument("--out", required=True, type=Path, metavar="ROWS", help="folder to write")
     parser.add_argument("--trust", action="append", default=[], metavar="SOURCE", help="see docs")
+    parser.add_argument("--ckpt", help="that was asked: says how sure its answers usually are")
     values = parser.parse_args()
 
-    from moe.feedback import read_quarantine, review, write_rows
+    from moe.feedback import read_quarantine
+    from moe.review import review, sureness, write_rows
 
-    found = review(read_quarantine(values.quarantine), values.trust)
+    sure = None if values.ckpt is None else sureness(values.ckpt)
+    found = review(read_quarantine(values.quarantine), values.trust, sure)
     for reason, count in found.left_out.items():
         print(f"left out {count}: {reason}")
     for path in write_rows(found.usable, values.out):

@@ -33,7 +33,11 @@ def bricks_parser(description: str | None) -> argparse.ArgumentParser:
     update = _writing(operations, "update", "one expert trained further, and nothing else")
     update.add_argument("--expert", required=True)
     update.add_argument("--fresh", action="store_true", help="from new weights")
-    _rows(update, required=True)
+    _rows(update, required=False)
+    update.add_argument("--feedback", metavar="DIR", help="of scripts/feedback.py, not --train")
+    update.add_argument("--old_root", help="folder of the old data, for --feedback and --suite")
+    update.add_argument("--own_rows", type=int, help="most old rows of the task, for --feedback")
+    update.add_argument("--suite", metavar="FILE.yaml", help="ask the gate: write what passed")
     _fit(update)
     merge = _writing(operations, "merge", "two experts into one, or one from another checkpoint")
     merge.add_argument("--experts", nargs="+", required=True, metavar="NAME")
@@ -92,21 +96,44 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def run_bricks(values: argparse.Namespace) -> None:
-    """Runs one operation, prints what changed and what provably not."""
+def run_bricks(values: argparse.Namespace) -> int:
+    """Runs one operation, prints what changed and what provably not; 1 if the gate refused it."""
     start = time.monotonic()
     if values.operation in _READERS:
         print(_READERS[values.operation](values))
-        return
+        return 0
     out = Path(values.out)
     if out.suffix != ".ckpt":
         raise InputError(f"--out {values.out}: expected a file that ends in .ckpt")
     if out.exists():
         raise InputError(f"--out {values.out}: is there already; nothing is changed in place")
+    if getattr(values, "suite", None) is not None:
+        from moe.bricks.judged import check_question
+
+        check_question(values.ckpt, values.suite, values.old_root)
     changed: Changed = _WRITERS[values.operation](values)
-    save_checkpoint(changed.bundle, out)
     print(_changed_text(changed, values.ckpt))
-    print(f"\n{values.operation}: {time.monotonic() - start:.0f} s, wrote {out}")
+    wrote = _write(changed, out, values)
+    took = f"{time.monotonic() - start:.0f} s"
+    print(
+        f"\n{values.operation}: {took}, {f'wrote {out}' if wrote else 'refused, nothing written'}"
+    )
+    return 0 if wrote else 1
+
+
+def _write(changed: Changed, out: Path, values: argparse.Namespace) -> bool:
+    """Writes the checkpoint, if the gate is asked only one that passes; whether it did."""
+    if getattr(values, "suite", None) is None:
+        save_checkpoint(changed.bundle, out)
+        return True
+    from moe.bricks.judged import report_of, save_if_passed
+    from moe.release.report import summary
+
+    report = save_if_passed(
+        changed.bundle, out, baseline=values.ckpt, suite=values.suite, root=values.old_root
+    )
+    print(f"\n{summary(report)}\nreport: {report_of(out)}.md, .json, .xml")
+    return report.passed
 
 
 def _changed_text(changed: Changed, source: str) -> str:
@@ -164,12 +191,39 @@ def _grow(values: argparse.Namespace) -> Changed:
 def _update(values: argparse.Namespace) -> Changed:
     from moe.bricks.update import UPDATE, update
 
+    if (values.train is None) == (values.feedback is None):
+        raise InputError("update: give either --train SOURCE or --feedback DIR")
+    if values.feedback is not None:
+        return _learn(values)
+    if values.own_rows is not None:
+        raise InputError(f"--own_rows {values.own_rows}: belongs to --feedback")
     return update(
         load_bundle(values.ckpt),
         expert=values.expert,
         config=_task_config(values),
         root=values.root,
         fit=_fit_config(values, UPDATE),
+        fresh=values.fresh,
+    )
+
+
+def _learn(values: argparse.Namespace) -> Changed:
+    from moe.bricks.corrections import CORRECT, update_from_feedback
+    from moe.bricks.lesson import OWN_ROWS
+
+    given = [name for name in ("validation", "text", "context", "label") if getattr(values, name)]
+    if given or values.root != ".":
+        named = f"--{given[0]}" if given else f"--data.root {values.root}"
+        raise InputError(f"{named}: belongs to --train; with --feedback give --old_root")
+    if values.suite is None:
+        raise InputError("update --feedback: what is learned from feedback is judged: give --suite")
+    return update_from_feedback(
+        load_bundle(values.ckpt),
+        expert=values.expert,
+        folder=values.feedback,
+        root=values.old_root,
+        fit=_fit_config(values, CORRECT),
+        own_rows=OWN_ROWS if values.own_rows is None else values.own_rows,
         fresh=values.fresh,
     )
 

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.abstain import STRANGERS
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -34,8 +32,9 @@ class Row:
         out_of_scope: Whether the first task rejected it; None of a task that rejects nothing.
         no_answer: Whether a span task found nothing; None of other tasks.
         confidence: Score of the first task's answer in [0, 1]; None if it abstained or rejected.
-        strangeness: Similarity to texts of no task minus that to the best task's, None without
-            a fitted reference.
+        strangeness: What decides on abstaining: similarity to texts of no task minus that to the
+            best task's (a task that was added counts if the gate chose it). None without a fitted
+            reference.
         tokens: Of all its windows.
         characters: Of its text and passage.
         latency: Milliseconds from its arrival to its answer.
@@ -84,11 +83,6 @@ def row_of(
     explanation, routing = answer["explanation"], answer["routing"]
     first = answer["answers"].get(routing[0]["task"], {})
     answered = bool(first) and not first.get("out_of_scope")
-    distance = explanation["distance"]
-    strangeness = None
-    if distance is not None:
-        own = [cosine for name, cosine in distance.items() if name != STRANGERS]
-        strangeness = distance[STRANGERS] - max(own)
     return Row(
         time=time.time() if now is None else now,
         model=model,
@@ -101,7 +95,7 @@ def row_of(
         out_of_scope=first.get("out_of_scope"),
         no_answer=first.get("no_answer"),
         confidence=first.get("score") if answered else None,
-        strangeness=strangeness,
+        strangeness=explanation["strangeness"],
         tokens=tokens,
         characters=characters,
         latency=latency,

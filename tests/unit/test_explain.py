@@ -24,6 +24,7 @@ def explained(**changes: Any) -> dict[str, Any]:
         "mass_T": np.array([0.375, 0.5, 0.125]),
         "answerable_T": np.array([True, True, True]),
         "distance": None,
+        "strangeness": None,
         "reason": None,
     }
     return explanation(TASKS, **{**values, **changes})
@@ -47,7 +48,9 @@ def test_a_task_that_cannot_answer_is_no_runner_up() -> None:
 
 
 def test_distance_and_reason_are_passed_on() -> None:
-    said = explained(distance={"mood": 0.5, STRANGERS: 0.25}, reason="fits no task")
+    said = explained(distance={"mood": 0.5, STRANGERS: 0.25}, strangeness=-0.25,
+                     reason="fits no task")
+    assert said["strangeness"] == -0.25
     assert said["distance"] == {"mood": 0.5, "strangers": 0.25}
     assert said["reason"] == "fits no task"
 

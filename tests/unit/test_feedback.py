@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from moe.feedback import (
     hold,
     parse_correction,
     read_quarantine,
-    review,
-    write_rows,
 )
+from moe.review import review, write_rows
 from moe.types import InputError, TaskSpec
 
 INTENT = TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay", "ask"),
@@ -40,9 +40,8 @@ def held(text: str, label: str = "pay", source: str = "a", contradicts: bool = F
 @pytest.mark.parametrize(("value", "part"), [
     ("pay", "expected an object, got str 'pay'"),
     ({"text": "a", "task": "intent", "lable": "pay"}, "unknown field 'lable', known: id, text"),
-    ({"text": "a", "task": "weather", "label": "pay"},
-     "one of ['intent', 'mood', 'qa', 'slots'], got 'weather'"),
-    ({"text": "a", "label": "pay"}, "'qa', 'slots'], got None"),
+    ({"text": "a", "task": "weather", "label": "pay"}, "'mood', 'qa', 'slots'], got 'weather'"),
+    ({"text": "a", "label": "pay"}, "'mood', 'qa', 'slots'], got None"),
     ({"text": " ", "task": "intent", "label": "pay"}, "text is empty"),
     ({"text": "a", "task": "intent", "label": "go"}, "2 of intent or null (pay, ask), got 'go'"),
     ({"text": "a", "task": "intent"}, "label must be one of the 2 of intent"),
@@ -135,6 +134,20 @@ def test_a_source_that_flips_sure_answers_is_left_out_unless_trusted() -> None:
     assert {c.text.split()[0] for c in found.usable} == {"other", "few"}
     assert found.left_out == {"source bad contradicts sure answers": 10}
     assert len(review(flipping, trusted=["bad"]).usable) == 10
+
+
+def test_how_sure_an_answer_is_depends_on_the_model() -> None:
+    unsure = [replace(held(f"text {k}", source="bad"), said={"score": 0.8}, differs=True)
+              for k in range(10)]
+    assert len(review(unsure).usable) == 10  # 0.8 is below 0.9
+    assert len(review(unsure, sure={"mood": 0.7}).usable) == 10  # another task's
+    assert len(review(unsure, sure={"intent": 0.81}).usable) == 10
+    found = review(unsure, sure={"intent": 0.75})
+    assert found.left_out == {"source bad contradicts sure answers": 10}
+    same = [replace(row, differs=False) for row in unsure]
+    assert len(review(same, sure={"intent": 0.75}).usable) == 10
+    before = [replace(row, differs=None) for row in unsure]  # of an older file
+    assert len(review(before, sure={"intent": 0.75}).usable) == 10
 
 
 def test_what_is_usable_is_a_source_of_rows(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def answer(task: str, said: dict[str, Any] | None, **explanation: Any) -> dict[s
         "answers": {} if said is None else {task: said},
         "explanation": {
             "probabilities": {"mood-0": 0.1, "mood-1": 0.2, "qa-0": 0.7},
-            "distance": {"mood": 0.5, "qa": 0.25, "strangers": 0.125},
+            "strangeness": -0.375,
             **explanation,
         },
     }
@@ -64,10 +64,10 @@ def test_a_row_is_what_the_answer_says() -> None:
     found = row(1)
     assert (found.tasks, found.chosen, found.experts) == (("mood",), ("mood-1",), EXPERTS)
     assert found.confidence == 0.9 and found.probabilities == (0.1, 0.2, 0.7)
-    assert found.strangeness == 0.125 - 0.5  # to strangers minus to the best task
+    assert found.strangeness == -0.375
     rejected = row(1, said={"label": None, "score": 0.7, "out_of_scope": True})
     assert rejected.confidence is None and rejected.out_of_scope is True
-    refused = row_of(answer("mood", None, distance=None), named=True, tokens=1, characters=1,
+    refused = row_of(answer("mood", None, strangeness=None), named=True, tokens=1, characters=1,
                      latency=1.0)
     assert refused.abstained and refused.confidence is None and refused.strangeness is None
     assert refused.time == pytest.approx(time.time(), abs=5)
@@ -80,7 +80,7 @@ def test_rows_come_back_in_order_without_texts(
     nothing = {"text": "", "score": 0.4, "no_answer": True}
     rejected = {"label": None, "score": 0.7, "out_of_scope": True}
     for each in (row(4, "qa", nothing), row(1), row(2, said=rejected), row(3, named=True),
-                 row(5, explanation={"distance": None})):
+                 row(5, explanation={"strangeness": None})):
         made.record(each)
     made.close()
     parts = sorted((tmp_path / "t").iterdir())
