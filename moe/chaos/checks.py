@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe.chaos.corruption import corruptions
+from moe.chaos.events import events
 from moe.chaos.hostile import refusals
 from moe.chaos.kills import random_kills, random_stops
 from moe.chaos.nonfinite import injections
@@ -38,4 +39,5 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "nonfinite": injections,
     "hostile": _hostile,
     "soak": soak,
+    "events": events,
 }

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from moe.types import InputError
 
 _READ = 256  # messages of a fetch
 _PAUSE = 0.2  # seconds between two tries
+_SECONDS = 20.0  # for an answer of a Kafka broker
 
 
 def send(broker: str, topic: str, messages: Iterable[tuple[str, bytes]]) -> int:
@@ -32,6 +34,28 @@ def read(broker: str, topic: str) -> list[dict[str, Any]]:
     if broker.startswith("kafka:"):
         return _read_kafka(broker, topic)
     return asyncio.run(_read_nats(broker, topic))
+
+
+def count(broker: str, topic: str) -> int:
+    """How many messages a topic holds; 0 if there is none."""
+    if broker.startswith("kafka:"):
+        return _count_kafka(broker, topic)
+    return asyncio.run(_count_nats(broker, topic))
+
+
+async def _count_nats(broker: str, topic: str) -> int:
+    import nats
+    from nats.js.errors import NotFoundError
+
+    client = await nats.connect(broker)
+    try:
+        jetstream = client.jetstream()
+        stream = await jetstream.find_stream_name_by_subject(topic)
+        return (await jetstream.stream_info(stream)).state.messages
+    except NotFoundError:
+        return 0
+    finally:
+        await client.close()
 
 
 async def _send_nats(broker: str, topic: str, messages: Iterable[tuple[str, bytes]]) -> int:
@@ -95,26 +119,48 @@ def _send_kafka(broker: str, topic: str, messages: Iterable[tuple[str, bytes]]) 
     return count
 
 
-def _read_kafka(broker: str, topic: str, seconds: float = 20.0) -> list[dict[str, Any]]:
-    from confluent_kafka import Consumer, TopicPartition
+def _count_kafka(broker: str, topic: str) -> int:
+    with _reader(broker) as consumer:
+        return sum(end for _, end in _ends(consumer, topic))
+
+
+def _read_kafka(broker: str, topic: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    with _reader(broker) as consumer:
+        places = _ends(consumer, topic)
+        consumer.assign([place for place, _ in places])
+        until = time.monotonic() + _SECONDS
+        while len(found) < sum(end for _, end in places) and time.monotonic() < until:
+            found += [_record(m) for m in consumer.consume(_READ, timeout=1.0) if not m.error()]
+    return found
+
+
+def _record(message: Any) -> dict[str, Any]:
+    return {
+        "key": (message.key() or b"").decode(),
+        "headers": {name: value.decode() for name, value in message.headers() or ()},
+        "body": message.value(),
+    }
+
+
+@contextmanager
+def _reader(broker: str) -> Iterator[Any]:
+    from confluent_kafka import Consumer
 
     consumer = Consumer(_kafka(broker) | {"group.id": "reader", "enable.auto.commit": False})
     try:
-        parts = consumer.list_topics(topic, timeout=seconds).topics[topic].partitions
-        places = [TopicPartition(topic, number, 0) for number in parts]
-        ends = [consumer.get_watermark_offsets(place, timeout=seconds)[1] for place in places]
-        consumer.assign(places)
-        found: list[dict[str, Any]] = []
-        until = time.monotonic() + seconds
-        while len(found) < sum(ends) and time.monotonic() < until:
-            for message in consumer.consume(_READ, timeout=1.0):
-                if not message.error():
-                    headers = {name: value.decode() for name, value in message.headers() or ()}
-                    key = (message.key() or b"").decode()
-                    found.append({"key": key, "headers": headers, "body": message.value()})
-        return found
+        yield consumer
     finally:
         consumer.close()
+
+
+def _ends(consumer: Any, topic: str) -> list[tuple[Any, int]]:
+    """The beginning of each partition, and the number after its last record."""
+    from confluent_kafka import TopicPartition
+
+    numbers = consumer.list_topics(topic, timeout=_SECONDS).topics[topic].partitions
+    places = [TopicPartition(topic, number, 0) for number in numbers]
+    return [(p, consumer.get_watermark_offsets(p, timeout=_SECONDS)[1]) for p in places]
 
 
 def _kafka(broker: str) -> dict[str, Any]:

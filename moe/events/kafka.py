@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from faststream import AckPolicy
 from faststream.confluent import KafkaBroker, KafkaMessage, Topic
 
-from moe.events.link import Link, MessageTooLarge, log
+from moe.events.link import Link, MessageTooLarge, broker_log, log
 from moe.events.messages import Outgoing, Taken
 from moe.events.metrics import EventMetrics
 from moe.events.settings import EventSettings
@@ -32,8 +32,7 @@ class KafkaLink(Link):
             graceful_timeout=settings.model.limits.grace_seconds,
             config=settings.kafka_config or None,
             apply_types=False,
-            logger=log.getChild("broker"),
-            log_level=10,
+            logger=broker_log,
         )
         self._subscriber = self._broker.subscriber(
             Topic(settings.requests, declare=False),

@@ -16,6 +16,8 @@ from moe.server.errors import too_large
 _LONGEST_PAUSE = 5.0  # seconds between two tries to publish
 
 log = logging.getLogger("moe.server")
+broker_log = log.getChild("broker")  # of FastStream, which says much
+broker_log.setLevel(logging.WARNING)
 
 
 class MessageTooLarge(Exception):

@@ -13,7 +13,7 @@ from nats.js.api import AckPolicy as Acknowledged
 from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from moe.events.link import Link, MessageTooLarge, log
+from moe.events.link import Link, MessageTooLarge, broker_log, log
 from moe.events.messages import Outgoing, Taken
 from moe.events.metrics import EventMetrics
 from moe.events.settings import EventSettings, without_secret
@@ -38,8 +38,7 @@ class NatsLink(Link):
             reconnect_time_wait=1,
             graceful_timeout=settings.model.limits.grace_seconds,
             apply_types=False,
-            logger=log.getChild("broker"),
-            log_level=10,
+            logger=broker_log,
         )
         self._subscriber: Any = None
         self._held: dict[str, NatsMessage] = {}

@@ -1,0 +1,241 @@
+"""Consumers killed at random, a broker restarted, messages that cannot be answered among others."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe.chaos.report import Report
+
+CONSUME = Path(__file__).parents[2] / "scripts" / "consume.py"
+REQUESTS, ANSWERS, DEAD = "moe.requests", "moe.answers", "moe.dead"
+CONSUMERS = 2
+PATIENCE = 300.0  # seconds without progress after which messages count as lost
+
+# What cannot be answered, and what its dead letter must say.
+POISON: tuple[tuple[bytes, str], ...] = (
+    (b"{no json", "the body is no JSON"),
+    (b"\xff\xfe\xfd", "not UTF-8"),
+    (b"", "the body is empty"),
+    (b'{"text": ""}', "text is empty"),
+    (b'{"text": "x", "tasks": ["nothing"]}', "no task 'nothing'"),
+    (b'{"text": "x", "more": 1}', "unknown field 'more'"),
+    (b'["one", "two"]', "got a list of 2"),
+    (b'{"text": "a\\u0000b"}', "a NUL at character 1"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'"' + b"a" * 30_000 + b'"', "30000 characters"),
+)
+
+
+@dataclass
+class Storm:
+    """Consumers of one broker, and what is done to them.
+
+    Attributes:
+        broker: URL.
+        model: An export.
+        folder: Of logs.
+        restart: Stops and starts the broker; None for one that would forget.
+        chance: Of kills.
+        running: The consumers.
+        started: How many there have been.
+        logs: Of each, by process id.
+    """
+
+    broker: str
+    model: Path
+    folder: Path
+    restart: Callable[[], None] | None
+    chance: random.Random
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: int = 0
+    logs: dict[int, Path] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Starts a consumer with small batches, so that many are under way."""
+        command = [sys.executable, str(CONSUME), "--onnx", str(self.model), "--threads", "1"]
+        command += ["--broker", self.broker, "--in-flight", "16", "--max-batch-tokens", "128"]
+        command += ["--ack-seconds", "5"]
+        self.started += 1
+        log = self.folder / f"consumer-{self.started}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file)
+        self.running.append(process)
+        self.logs[process.pid] = log
+
+    def _begun(self, process: subprocess.Popen[bytes]) -> bool:
+        return b'"consuming"' in self.logs[process.pid].read_bytes() or process.poll() is not None
+
+    def kill(self) -> None:
+        """SIGKILL for one of them, and another in its place."""
+        victim = self.running.pop(self.chance.randrange(len(self.running)))
+        victim.kill()
+        victim.wait()
+        self.start()
+
+    def end(self) -> list[int]:
+        """SIGTERM for all, once they have begun; their exit codes."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not all(map(self._begun, self.running)):
+            time.sleep(0.2)
+        for process in self.running:
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(60) for process in self.running]
+
+
+def rows(messages: int, poison: int) -> list[tuple[str, bytes]]:
+    """Requests with keys, what cannot be answered spread among them."""
+    step = messages // poison if poison else messages + 1
+    mixed: list[tuple[str, bytes]] = []
+    for number in range(messages):
+        request = {"id": f"r{number}", "text": f"what time is it in place {number}"}
+        mixed.append((f"r{number}", json.dumps(request).encode()))
+        if number % step == step - 1 and number // step < poison:
+            mixed.append((f"p{number}", POISON[number // step % len(POISON)][0]))
+    return mixed
+
+
+def blow(storm: Storm, mixed: list[tuple[str, bytes]], kills: int, restarts: int) -> None:
+    """Sends the messages in as many parts as there are kills, each in the middle of its part."""
+    from moe.events.client import count, send
+
+    for _ in range(CONSUMERS):
+        storm.start()
+    size = -(-len(mixed) // kills)
+    for number in range(kills):
+        before = count(storm.broker, ANSWERS)
+        send(storm.broker, REQUESTS, mixed[number * size : (number + 1) * size])
+        if storm.restart and number * restarts // kills != (number + 1) * restarts // kills:
+            storm.restart()
+        until = time.monotonic() + 60
+        while count(storm.broker, ANSWERS) <= before and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(storm.chance.uniform(0.0, 0.2))
+        storm.kill()
+
+
+def settle(storm: Storm, answers: int, dead: int) -> None:
+    """Waits until so many are there, or nothing has come for `PATIENCE` seconds."""
+    from moe.events.client import count
+
+    seen, since = (-1, -1), time.monotonic()
+    while time.monotonic() - since < PATIENCE:
+        now = count(storm.broker, ANSWERS), count(storm.broker, DEAD)
+        if now[0] >= answers and now[1] >= dead:
+            return
+        if now != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(0.5)
+
+
+def judge(
+    report: Report, name: str, mixed: list[tuple[str, bytes]], answers: list[Any], dead: list[Any]
+) -> None:
+    """Compares what came out with what went in.
+
+    Args:
+        report: Gets the cases.
+        name: Of the broker.
+        mixed: What was sent.
+        answers, dead: What the topics hold, as `moe.events.client.read`.
+    """
+    asked = {key for key, _ in mixed if key.startswith("r")}
+    said: dict[str, set[bytes]] = {}
+    for message in answers:
+        said.setdefault(json.loads(message["body"])["id"], set()).add(message["body"])
+    lost, strange = sorted(asked - said.keys()), sorted(said.keys() - asked)
+    many = [key for key, bodies in said.items() if len(bodies) > 1]
+    problems = [f"{len(lost)} lost, such as {lost[:3]}"] * bool(lost)
+    problems += [f"{len(strange)} answers to nothing, such as {strange[:3]}"] * bool(strange)
+    problems += [f"{len(many)} with several answers, such as {many[:3]}"] * bool(many)
+    report.case(f"{name}: answers", problems)
+    report.case(f"{name}: dead letters", unexplained(mixed, dead))
+    report.numbers |= {
+        f"{name}_answers": len(answers),
+        f"{name}_distinct": len(said),
+        f"{name}_dead": len({json.loads(m["body"])["place"] for m in dead}),
+    }
+
+
+def unexplained(mixed: list[tuple[str, bytes]], dead: list[Any]) -> list[str]:
+    """Dead letters that are missing, too many, or without the right reason."""
+    letters = {(found := json.loads(m["body"]))["place"]: found["reason"] for m in dead}
+    expected = Counter(dict(POISON)[body] for key, body in mixed if key.startswith("p"))
+    problems = []
+    for part, number in expected.items():
+        found = sum(part in reason for reason in letters.values())
+        if found != number:
+            problems.append(f"{number} messages should die of {part!r}, {found} did")
+    if len(letters) != expected.total():
+        problems.append(f"{len(letters)} dead letters, expected {expected.total()}")
+    return problems
+
+
+def random_export(folder: Path) -> Path:
+    """A tiny model with random weights as an export; one that is there is taken."""
+    from moe.benchmarks.models import built_bundle
+    from moe.onnx.export import write
+
+    if not (folder / "model.onnx").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(built_bundle("tiny", trunk="transformer"), folder, int8=False, checked=False)
+    return folder
+
+
+def _weather(
+    report: Report, name: str, storm: Storm, mixed: list[tuple[str, bytes]], restarts: int
+) -> None:
+    from moe.events.client import read
+
+    asked = sum(key.startswith("r") for key, _ in mixed)
+    try:
+        blow(storm, mixed, report.numbers["kills"], restarts)
+        settle(storm, asked, len(mixed) - asked)
+    finally:
+        codes = storm.end()
+    wrong = [f"exit codes {codes} after SIGTERM"] * any(codes)
+    report.case(f"{name}: graceful stop", wrong)
+    judge(report, name, mixed, read(storm.broker, ANSWERS), read(storm.broker, DEAD))
+
+
+def events(
+    scratch: Path, messages: int = 2000, kills: int = 20, restarts: int = 5, seed: int = 0
+) -> Report:
+    """Two consumers of NATS JetStream, then two of a mock of Kafka; `restarts` for NATS alone."""
+    from moe.events.embedded import mock_kafka, nats_server
+
+    report = Report(name="events")
+    report.numbers |= {"messages": messages, "kills": kills, "restarts": restarts}
+    mixed = rows(messages, poison=max(1, messages // 100))
+    model = random_export(scratch / "model")
+    with nats_server(scratch / "nats") as server:
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+
+        storm = Storm(
+            server.url, model, _folder(scratch / "logs-nats"), restart, random.Random(seed)
+        )
+        _weather(report, "nats", storm, mixed, restarts)
+    stored, distinct = report.numbers["nats_answers"], report.numbers["nats_distinct"]
+    twice = [f"{stored} answers stored to {distinct} requests"] * (stored != distinct)
+    report.case("nats: no answer twice", twice)
+    with mock_kafka() as url:
+        storm = Storm(url, model, _folder(scratch / "logs-kafka"), None, random.Random(seed))
+        _weather(report, "kafka", storm, mixed, 0)
+    return report
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
