@@ -76,8 +76,9 @@ class Storm:
         return b'"consuming"' in self.logs[process.pid].read_bytes() or process.poll() is not None
 
     def kill(self) -> None:
-        """SIGKILL for one of them, and another in its place."""
-        victim = self.running.pop(self.chance.randrange(len(self.running)))
+        """SIGKILL for one of them that has begun, and another in its place."""
+        victim = self.chance.choice([p for p in self.running if self._begun(p)])
+        self.running.remove(victim)
         victim.kill()
         victim.wait()
         self.start()
@@ -116,7 +117,7 @@ def blow(storm: Storm, mixed: list[tuple[str, bytes]], kills: int, restarts: int
         send(storm.broker, REQUESTS, mixed[number * size : (number + 1) * size])
         if storm.restart and number * restarts // kills != (number + 1) * restarts // kills:
             storm.restart()
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while count(storm.broker, ANSWERS) <= before and time.monotonic() < until:
             time.sleep(0.1)
         time.sleep(storm.chance.uniform(0.0, 0.2))
