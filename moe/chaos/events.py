@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe.chaos.process import fork, kill_group, program, wait
 from moe.chaos.report import Report
 
 CONSUME = Path(__file__).parents[2] / "scripts" / "consume.py"
@@ -46,9 +46,8 @@ class Storm:
         folder: Of logs.
         restart: Stops and starts the broker; None for one that would forget.
         chance: Of kills.
-        running: The consumers.
+        running: The log of each consumer, by process id.
         started: How many there have been.
-        logs: Of each, by process id.
     """
 
     broker: str
@@ -56,41 +55,41 @@ class Storm:
     folder: Path
     restart: Callable[[], None] | None
     chance: random.Random
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    running: dict[int, Path] = field(default_factory=dict)
     started: int = 0
-    logs: dict[int, Path] = field(default_factory=dict)
 
     def start(self) -> None:
         """Starts a consumer with small batches, so that many are under way."""
-        command = [sys.executable, str(CONSUME), "--onnx", str(self.model), "--threads", "1"]
-        command += ["--broker", self.broker, "--in-flight", "16", "--max-batch-tokens", "128"]
-        command += ["--ack-seconds", "5"]
+        options = ["--onnx", self.model, "--threads", 1, "--broker", self.broker]
+        options += ["--in-flight", 16, "--max-batch-tokens", 128, "--ack-seconds", 5]
         self.started += 1
         log = self.folder / f"consumer-{self.started}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file)
-        self.running.append(process)
-        self.logs[process.pid] = log
+        self.running[fork(program(CONSUME, *options), log)] = log
 
-    def _begun(self, process: subprocess.Popen[bytes]) -> bool:
-        return b'"consuming"' in self.logs[process.pid].read_bytes() or process.poll() is not None
+    def begun(self) -> list[int]:
+        """Consumers that have said so."""
+        return [p for p, log in self.running.items() if _says(log, b'"consuming"')]
 
     def kill(self) -> None:
         """SIGKILL for one of them that has begun, and another in its place."""
-        victim = self.chance.choice([p for p in self.running if self._begun(p)])
-        self.running.remove(victim)
-        victim.kill()
-        victim.wait()
+        victim = self.chance.choice(self.begun())
+        del self.running[victim]
+        kill_group(victim)
+        wait(victim)
         self.start()
 
     def end(self) -> list[int]:
         """SIGTERM for all, once they have begun; their exit codes."""
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and not all(map(self._begun, self.running)):
+        while time.monotonic() < until and len(self.begun()) < len(self.running):
             time.sleep(0.2)
         for process in self.running:
-            process.send_signal(signal.SIGTERM)
-        return [process.wait(60) for process in self.running]
+            os.kill(process, signal.SIGTERM)
+        return [wait(process, 60) for process in self.running]
+
+
+def _says(log: Path, words: bytes) -> bool:
+    return log.is_file() and words in log.read_bytes()
 
 
 def rows(messages: int, poison: int) -> list[tuple[str, bytes]]:
@@ -119,7 +118,7 @@ def blow(storm: Storm, mixed: list[tuple[str, bytes]], kills: int, restarts: int
             storm.restart()
         until = time.monotonic() + PATIENCE
         while count(storm.broker, ANSWERS) <= before and time.monotonic() < until:
-            time.sleep(0.1)
+            time.sleep(0.2)
         time.sleep(storm.chance.uniform(0.0, 0.2))
         storm.kill()
 
@@ -212,6 +211,11 @@ def events(
     scratch: Path, messages: int = 2000, kills: int = 20, restarts: int = 5, seed: int = 0
 ) -> Report:
     """Two consumers of NATS JetStream, then two of a mock of Kafka; `restarts` for NATS alone."""
+    # Imported once, not in every child.
+    import moe.events.kafka
+    import moe.events.nats
+    import moe.events.run
+    import moe.onnx.predictor  # noqa: F401
     from moe.events.embedded import mock_kafka, nats_server
 
     report = Report(name="events")

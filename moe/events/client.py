@@ -1,4 +1,4 @@
-"""The other side: sends requests and reads what came of them. For `scripts/events.py` and checks.
+"""The other side: sends requests and reads what came of them. For `scripts/publish.py` and checks.
 
 Any client of NATS or Kafka does; what it has to do, and what it may rely on, is in docs/events.md.
 """
@@ -6,23 +6,29 @@ Any client of NATS or Kafka does; what it has to do, and what it may rely on, is
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from moe.events.settings import without_secret
 from moe.types import InputError
 
 _READ = 256  # messages of a fetch
 _PAUSE = 0.2  # seconds between two tries
-_SECONDS = 20.0  # for an answer of a Kafka broker
+_SECONDS = 60.0  # for a broker that is away
 
 
 def send(broker: str, topic: str, messages: Iterable[tuple[str, bytes]]) -> int:
     """Publishes messages, each with a key that makes it the same when it is sent twice.
 
     Returns:
-        How many. All are stored when this returns; a broker that is away is waited for.
+        How many. All are stored when this returns.
+
+    Raises:
+        InputError: A broker was away for a minute, or has no such topic.
     """
     if broker.startswith("kafka:"):
         return _send_kafka(broker, topic, messages)
@@ -36,6 +42,20 @@ def read(broker: str, topic: str) -> list[dict[str, Any]]:
     return asyncio.run(_read_nats(broker, topic))
 
 
+def keyed(lines: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Lines with their keys: the id of the request in it, or else what the line is."""
+    for line in lines:
+        body = line.strip()
+        if not body:
+            continue
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None  # whatever it is, the consumer says what is wrong with it
+        own = found.get("id") if isinstance(found, dict) else None
+        yield own if isinstance(own, str) and own else hashlib.sha256(body).hexdigest(), body
+
+
 def count(broker: str, topic: str) -> int:
     """How many messages a topic holds; 0 if there is none."""
     if broker.startswith("kafka:"):
@@ -44,10 +64,9 @@ def count(broker: str, topic: str) -> int:
 
 
 async def _count_nats(broker: str, topic: str) -> int:
-    import nats
     from nats.js.errors import NotFoundError
 
-    client = await nats.connect(broker)
+    client = await _connect(broker)
     try:
         jetstream = client.jetstream()
         stream = await jetstream.find_stream_name_by_subject(topic)
@@ -59,18 +78,23 @@ async def _count_nats(broker: str, topic: str) -> int:
 
 
 async def _send_nats(broker: str, topic: str, messages: Iterable[tuple[str, bytes]]) -> int:
-    import nats
-
-    client = await nats.connect(broker, max_reconnect_attempts=-1, reconnect_time_wait=0.2)
+    client = await _connect(broker)
     jetstream, gate = client.jetstream(), asyncio.Semaphore(_READ)
 
     async def one(key: str, body: bytes) -> None:
+        until = time.monotonic() + _SECONDS
         async with gate:
             while True:
                 try:
-                    await jetstream.publish(topic, body, headers={"Nats-Msg-Id": key}, timeout=5)
+                    headers = {"Nats-Msg-Id": _header(key)}
+                    await jetstream.publish(topic, body, headers=headers, timeout=5)
                     return
-                except Exception:
+                except Exception as error:
+                    if time.monotonic() > until:
+                        raise InputError(
+                            f"{without_secret(broker)}, topic {topic}: not stored within "
+                            f"{_SECONDS:g} s ({error}); a consumer makes the stream when it starts"
+                        ) from error
                     await asyncio.sleep(_PAUSE)
 
     try:
@@ -80,11 +104,25 @@ async def _send_nats(broker: str, topic: str, messages: Iterable[tuple[str, byte
     return len(done)
 
 
-async def _read_nats(broker: str, topic: str) -> list[dict[str, Any]]:
+async def _connect(broker: str) -> Any:
     import nats
+
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await nats.connect(broker, max_reconnect_attempts=-1, reconnect_time_wait=0.2)
+    except TimeoutError as error:
+        raise InputError(f"{without_secret(broker)}: no answer in {_SECONDS:g} s") from error
+
+
+def _header(key: str) -> str:
+    """A key as a header may hold it."""
+    return key if key.isascii() and key.isprintable() else hashlib.sha256(key.encode()).hexdigest()
+
+
+async def _read_nats(broker: str, topic: str) -> list[dict[str, Any]]:
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-    client = await nats.connect(broker)
+    client = await _connect(broker)
     try:
         jetstream = client.jetstream()
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL)

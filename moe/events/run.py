@@ -29,15 +29,26 @@ _DEMO_PORT = 4222
 log = logging.getLogger("moe.server")
 
 
-def connect(settings: EventSettings, worker: Worker, metrics: EventMetrics) -> Link:
-    """The link to the broker that the settings name; imports that broker's client alone."""
-    if settings.kind == "nats":
-        from moe.events.nats import NatsLink
+def link_class(settings: EventSettings) -> type[Link]:
+    """The kind of link that the broker needs; imports its client alone.
 
-        return NatsLink(settings, worker, metrics)
-    from moe.events.kafka import KafkaLink
+    Raises:
+        InputError: That client is not installed.
+    """
+    try:
+        if settings.kind == "nats":
+            from moe.events.nats import NatsLink
 
-    return KafkaLink(settings, worker, metrics)
+            return NatsLink
+        from moe.events.kafka import KafkaLink
+
+        return KafkaLink
+    except ImportError as error:
+        if (error.name or "").startswith("moe"):
+            raise
+        raise InputError(
+            f"consume: no client for {settings.kind} ({error}): pip install -e '.[events]'"
+        ) from error
 
 
 def listen(settings: EventSettings, registry: CollectorRegistry) -> int:
@@ -69,7 +80,8 @@ class Consumer:
         self._settings = settings
         self._engine = engine
         self._metrics = EventMetrics(engine.metrics.registry)
-        self._link = connect(settings, Worker(engine, settings), self._metrics)
+        worker = Worker(engine, settings)
+        self._link = link_class(settings)(settings, worker, self._metrics)
         self._stop = asyncio.Event()
         self.signal = 0
 
@@ -156,8 +168,9 @@ def consume(settings: EventSettings) -> int:
     could not go on. What is not acknowledged is never lost: the broker gives it to another.
 
     Raises:
-        InputError: There is no model, or no broker.
+        InputError: There is no model, no broker, or no client for it.
     """
+    link_class(settings)  # a client that is missing should not cost the time of a model
     served = load(settings.model)
     log_json()
 

@@ -21,7 +21,7 @@ from moe.events.client import read
 from moe.events.embedded import mock_kafka, nats_program, nats_server
 from moe.events.link import Link
 from moe.events.metrics import EventMetrics
-from moe.events.run import connect
+from moe.events.run import link_class
 from moe.events.settings import EventSettings
 from moe.events.worker import Worker
 from moe.requests import Request
@@ -86,7 +86,7 @@ async def consumer(
                     count_tokens=lambda requests: [1] * len(requests))
     engine = Engine(served, settings.model, "1")
     metrics = EventMetrics(engine.metrics.registry)
-    link = connect(settings, Worker(engine, settings), metrics)
+    link = link_class(settings)(settings, Worker(engine, settings), metrics)
     engine.start()
     await link.start()
     try:
