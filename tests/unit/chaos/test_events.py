@@ -11,8 +11,8 @@ from moe.chaos.report import Report
 MIXED = [("r0", b""), ("p0", POISON[0][0]), ("r1", b"")]
 
 
-def answer(key: str, label: str = "good") -> dict[str, Any]:
-    return {"body": json.dumps({"id": key, "label": label}).encode()}
+def answer(key: str, label: str = "good", score: float = 0.5) -> dict[str, Any]:
+    return {"body": json.dumps({"id": key, "label": label, "score": score}).encode()}
 
 
 def letter(place: str, reason: str) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def test_rows_hold_poison_of_every_kind_spread_out() -> None:
 
 
 def test_all_is_well() -> None:
-    report = judged([answer("r0"), answer("r1"), answer("r1")], [*DEAD, *DEAD])
+    rounded = answer("r1", score=0.5000001)  # in another batch
+    report = judged([answer("r0"), answer("r1"), rounded], [*DEAD, *DEAD])
     assert report.failures == [] and report.cases == 2
     assert report.numbers == {"b_answers": 3, "b_distinct": 2, "b_dead": 1}
 
