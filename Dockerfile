@@ -9,9 +9,9 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY moe moe
-COPY scripts/serve.py scripts/serve.py
+COPY scripts/serve.py scripts/consume.py scripts/
 # The wheels of torch for Linux bring CUDA with them; the host needs the driver alone.
-RUN pip install -c constraints.txt '.[serve]' && useradd --uid 10001 --no-create-home serve
+RUN pip install -c constraints.txt '.[serve,events]' && useradd --uid 10001 --no-create-home serve
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM

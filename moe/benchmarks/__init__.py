@@ -5,6 +5,7 @@ One table; a new benchmark is one `Benchmark` and one line here.
 
 from __future__ import annotations
 
+from moe.benchmarks.events import EVENTS
 from moe.benchmarks.experts import EXPERTS
 from moe.benchmarks.latency import GATE_OVERHEAD, GPU, INT8, TWO_TASKS
 from moe.benchmarks.offline import OFFLINE
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gate-overhead": GATE_OVERHEAD,
     "int8": INT8,
     "offline": OFFLINE,
+    "events": EVENTS,
     "experts": EXPERTS,
     "memory": MEMORY,
     "startup": STARTUP,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe.chaos.corruption import corruptions
+from moe.chaos.events import events
 from moe.chaos.hostile import refusals
 from moe.chaos.kills import random_kills, random_stops
 from moe.chaos.nonfinite import injections
@@ -47,4 +48,5 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "sigterm-ranks": stops_of_one,
     "sigterm-agent": stops_of_agent,
     "nonfinite-ranks": nonfinite_on_one,
+    "events": events,
 }

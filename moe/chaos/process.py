@@ -52,14 +52,19 @@ def fork(work: Callable[[], Any], log: Path, **environment: str) -> int:
         os._exit(code)
 
 
-def train(*arguments: object) -> Callable[[], Any]:
-    """`train.py` with these arguments, to be run by `fork`."""
+def program(file: Path, *arguments: object) -> Callable[[], Any]:
+    """A program with these arguments, to be run by `fork`."""
 
     def work() -> None:
-        sys.argv = ["train.py", *map(str, arguments)]
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        sys.argv = [file.name, *map(str, arguments)]
+        runpy.run_path(str(file), run_name="__main__")
 
     return work
+
+
+def train(*arguments: object) -> Callable[[], Any]:
+    """`train.py` with these arguments, to be run by `fork`."""
+    return program(TRAIN, *arguments)
 
 
 def wait(process: int, seconds: float = 600.0) -> int:

@@ -134,13 +134,26 @@ def check_requests(value: Any, limits: Limits, tasks: Sequence[TaskSpec]) -> Ask
     if len(items) > limits.items:
         raise too_large(f"{len(items)} requests, at most {limits.items} in one body (--max-items)")
     requests = [
-        _check(item, limits, tasks, f"requests[{index}]: " if many else "")
+        check_request(item, limits, tasks, f"requests[{index}]: " if many else "")
         for index, item in enumerate(items)
     ]
     return Asked(requests=requests, many=many)
 
 
-def _check(value: Any, limits: Limits, tasks: Sequence[TaskSpec], where: str) -> Request:
+def check_request(
+    value: Any, limits: Limits, tasks: Sequence[TaskSpec], where: str = ""
+) -> Request:
+    """One request of a parsed body.
+
+    Args:
+        value: Any JSON value.
+        limits: For characters.
+        tasks: Of the model.
+        where: Begins the reason of a refusal.
+
+    Raises:
+        Refusal: 413 if it is too long, 422 if it is malformed.
+    """
     request = {"text": value} if isinstance(value, str) else value
     fields = request if isinstance(request, dict) else {}
     texts = {name: fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str)}

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from moe.feedback import Quarantine
 from moe.server.admission import check_key
 from moe.server.edge import Application, Edge
+from moe.server.engine import own_version
 from moe.server.errors import Refusal, failed, unhealthy
 from moe.server.feedback import take
 from moe.server.page import page_response
@@ -26,27 +26,19 @@ from moe.server.service import Service
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def own_version() -> str:
-    """Of the installed project, `0` from a checkout that is not installed."""
-    try:
-        return version("moe-nlp")
-    except PackageNotFoundError:
-        return "0"
-
-
 def build_app(service: Service) -> Application:
     """The ASGI application of a service; its worker runs from startup to shutdown."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        service.engine.start()
         watcher = None
         if service.settings.registry is not None:
-            watcher = asyncio.create_task(watch(service, service.settings.registry))
+            watcher = asyncio.create_task(watch(service.engine, service.settings.registry))
         yield
         if watcher is not None:
             watcher.cancel()
-        service.close()
+        service.engine.close()
 
     app = FastAPI(
         title="Mixture of experts",
@@ -62,7 +54,7 @@ def build_app(service: Service) -> Application:
     _add_probes(app, service)
     if service.settings.feedback is not None:
         _add_feedback(app, service, service.settings.feedback)
-    return Edge(app, service.metrics, lambda: service.draining)
+    return Edge(app, service.http, lambda: service.draining)
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
@@ -103,7 +95,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=_PROMETHEUS)
+        return Response(service.engine.metrics.text(), media_type=_PROMETHEUS)
 
 
 def describe(service: Service) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe.server.metrics import Metrics
+from moe.server.metrics import HttpMetrics
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,7 +48,7 @@ class Edge:
         closing: Whether connections shall end with their response.
     """
 
-    def __init__(self, app: Application, metrics: Metrics, closing: Callable[[], bool]) -> None:
+    def __init__(self, app: Application, metrics: HttpMetrics, closing: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
         self._closing = closing

@@ -19,7 +19,7 @@ from moe.server.batcher import Batch, Batcher
 from moe.server.model import Served
 from moe.types import TaskSpec
 
-_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Paths are free text: a client must not be able to make a series for each.
@@ -37,7 +37,7 @@ _PATHS = (
 
 
 class Metrics:
-    """Counters of one server.
+    """Counters of one model and its queue.
 
     Args:
         tasks: Of the model; their series and those of their experts begin at 0.
@@ -50,38 +50,21 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         build = Info("moe_build", "version and backend", registry=self.registry)
         build.info({"version": version, "backend": backend})
-        self._count_http()
         self._count_batches()
         self._count_answers(tasks)
-
-    def _count_http(self) -> None:
-        self.requests = Counter(
-            "moe_http_requests", "HTTP requests", ["path", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "moe_request_seconds",
-            "from the headers of a POST /predict to its answer, refused ones too",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.gone = Counter(
-            "moe_requests_discarded",
-            "requests dropped from the queue because the client had gone",
-            registry=self.registry,
-        )
 
     def _count_batches(self) -> None:
         registry = self.registry
         self.waited = Histogram(
             "moe_queue_seconds",
             "time of a request in the queue",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
         self.batch_seconds = Histogram(
             "moe_batch_seconds",
             "time of a batch in the model",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
         self.batch_tokens = Histogram(
@@ -147,12 +130,6 @@ class Metrics:
         tokens = Gauge("moe_queue_tokens", "tokens that wait", registry=self.registry)
         tokens.set_function(lambda: batcher.tokens)
 
-    def request(self, path: str, status: int, seconds: float) -> None:
-        """Counts a finished HTTP request."""
-        self.requests.labels(path if path in _PATHS else "other", str(status)).inc()
-        if path == "/predict":
-            self.seconds.observe(seconds)
-
     def batch(self, batch: Batch) -> None:
         """Counts a batch and what was answered."""
         self.batch_tokens.observe(batch.tokens)
@@ -182,3 +159,33 @@ class Metrics:
     def text(self) -> bytes:
         """The page in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class HttpMetrics:
+    """Counters of one HTTP server.
+
+    Args:
+        registry: That they are shown in.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "moe_http_requests", "HTTP requests", ["path", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "moe_request_seconds",
+            "from the headers of a POST /predict to its answer, refused ones too",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.gone = Counter(
+            "moe_requests_discarded",
+            "requests dropped from the queue because the client had gone",
+            registry=registry,
+        )
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Counts a finished HTTP request."""
+        self.requests.labels(path if path in _PATHS else "other", str(status)).inc()
+        if path == "/predict":
+            self.seconds.observe(seconds)

@@ -12,23 +12,23 @@ import logging
 from pathlib import Path
 
 from moe.release.registry import Registry
+from moe.server.engine import Engine
 from moe.server.model import load_version
-from moe.server.service import Service
 from moe.types import InputError
 
 log = logging.getLogger("moe.server")
 
 
-async def watch(service: Service, folder: str) -> None:
+async def watch(engine: Engine, folder: str) -> None:
     """Looks for another current version, for ever.
 
     Args:
-        service: What serves.
+        engine: What answers.
         folder: `models/NAME`.
     """
-    registry, seen = Registry(folder), service.served.name
+    registry, seen = Registry(folder), engine.served.name
     while True:
-        await asyncio.sleep(service.settings.registry_seconds)
+        await asyncio.sleep(engine.settings.registry_seconds)
         try:
             current = registry.current()
         except InputError as error:
@@ -37,23 +37,23 @@ async def watch(service: Service, folder: str) -> None:
         if current is None or _name(current) == seen:
             continue
         seen = _name(current)  # also if it fails: it is tried again when it is current anew
-        if seen != service.served.name:
-            await swap(service, current)
+        if seen != engine.served.name:
+            await swap(engine, current)
 
 
 def _name(version: Path) -> str:
     return f"{version.parent.name}/{version.name}"
 
 
-async def swap(service: Service, version: Path) -> bool:
+async def swap(engine: Engine, version: Path) -> bool:
     """Loads and checks a version, and serves it if all is well; returns whether it does."""
     try:
-        served = await asyncio.to_thread(load_version, version, service.settings)
+        served = await asyncio.to_thread(load_version, version, engine.settings)
     except Exception as error:  # the old model goes on, whatever is wrong with the new one
-        service.metrics.swaps.labels("refused").inc()
+        engine.metrics.swaps.labels("refused").inc()
         fields = {"version": _name(version), "error": f"{type(error).__name__}: {error}"[:500]}
         log.error("swap refused", extra={"fields": fields})
         return False
-    service.replace(served)
-    service.metrics.swaps.labels("served").inc()
+    engine.replace(served)
+    engine.metrics.swaps.labels("served").inc()
     return True

@@ -12,7 +12,8 @@ from typing import Any
 
 import uvicorn
 
-from moe.server.app import build_app, own_version
+from moe.server.app import build_app
+from moe.server.engine import own_version
 from moe.server.logs import log_json
 from moe.server.model import load
 from moe.server.service import Service

@@ -13,8 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from moe.monitor.rows import Row, row_of
-from moe.monitor.telemetry import TelemetryWriter
 from moe.requests import Request
 from moe.server.admission import (
     Asked,
@@ -24,15 +22,13 @@ from moe.server.admission import (
     parse_body,
     read_body,
 )
-from moe.server.batcher import Answer, Batch, Batcher, Job, QueueFull
+from moe.server.batcher import Answer, QueueFull
 from moe.server.edge import CLIENT_GONE, Note
+from moe.server.engine import MODEL_HASH, Engine
 from moe.server.errors import failed, overloaded, too_large, unhealthy
-from moe.server.metrics import Metrics
+from moe.server.metrics import HttpMetrics
 from moe.server.model import Served
 from moe.server.settings import Settings
-
-MODEL_HASH = "x-model-hash"  # of a response: SHA-256 of the files of the model that answered
-_LONG = 10_000  # characters above which tokens are counted beside the loop, not on it
 
 log = logging.getLogger("moe.server")
 
@@ -46,61 +42,22 @@ class Service:
         version: Of this project, for the metrics.
 
     Attributes:
+        engine: What answers.
+        http: Metrics of the HTTP side.
         draining: Set at SIGTERM: what was accepted is answered, nothing new is taken.
     """
 
     def __init__(self, served: Served, settings: Settings, version: str) -> None:
-        self._served = served
+        self.engine = Engine(served, settings, version)
         self.settings = settings
         self.draining = False
-        self.metrics = Metrics(served.tasks, served.backend, version)
-        self.batcher = Batcher(
-            served.answer,
-            batch_tokens=settings.limits.batch_tokens,
-            queue_items=settings.limits.queue_items,
-            queue_tokens=settings.limits.queue_tokens,
-            observe=self._observe,
-        )
-        self.telemetry: TelemetryWriter | None = None
-        if settings.telemetry is not None:
-            self.telemetry = TelemetryWriter(
-                settings.telemetry,
-                max_bytes=settings.telemetry_bytes,
-                dropped=self.metrics.telemetry_dropped.inc,
-            )
-        self.metrics.watch(self.batcher)
-        self.metrics.serve(served)
+        self.batcher = self.engine.batcher
+        self.http = HttpMetrics(self.engine.metrics.registry)
 
     @property
     def served(self) -> Served:
         """The model that new requests get."""
-        return self._served
-
-    def start(self) -> None:
-        """Starts the worker, on the running loop."""
-        if self.telemetry is not None:
-            self.telemetry.start()
-        self.batcher.start()
-
-    def close(self) -> None:
-        """Lets the worker end, and writes the telemetry that waits."""
-        self.batcher.close()
-        if self.telemetry is not None:
-            self.telemetry.close()
-
-    def _observe(self, batch: Batch) -> None:
-        self.metrics.batch(batch)
-        if self.telemetry is not None:
-            for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
-                if not isinstance(outcome, Exception):
-                    self.telemetry.record(_row(job, outcome, batch))
-
-    def replace(self, served: Served) -> None:
-        """Gives new requests another model; those that were accepted keep theirs."""
-        self._served = served
-        self.metrics.serve(served)
-        fields = {"model": served.name, "backend": served.backend, "hash": served.hash}
-        log.info("swapped", extra={"fields": fields})
+        return self.engine.served
 
     async def predict(self, request: HttpRequest) -> Response:
         """Answers the requests of a body.
@@ -160,9 +117,7 @@ class Service:
         return answer
 
     async def _count(self, requests: Sequence[Request], served: Served) -> list[int]:
-        count = served.count_tokens
-        size = sum(len(request.text) + len(request.context or "") for request in requests)
-        tokens = await asyncio.to_thread(count, requests) if size > _LONG else count(requests)
+        tokens = await self.engine.count(requests, served)
         most = self.settings.limits.queue_tokens
         if sum(tokens) > most:
             raise too_large(f"{sum(tokens)} tokens, at most {most} at once (--max-queue-tokens)")
@@ -172,7 +127,7 @@ class Service:
         self, requests: Sequence[Request], tokens: Sequence[int], served: Served
     ) -> list[asyncio.Future[Answer]]:
         try:
-            return self.batcher.submit(requests, tokens, served.answer, served.hash or "")
+            return self.engine.submit(requests, tokens, served)
         except QueueFull as error:
             raise overloaded(error.retry_after) from error
 
@@ -189,7 +144,7 @@ class Service:
         finally:
             gone.cancel()
             if not answered.done():
-                self.metrics.gone.inc(self.batcher.discard(futures))
+                self.http.gone.inc(self.batcher.discard(futures))
 
     def _note(self, note: Note, asked: Asked, answers: Sequence[Answer]) -> None:
         note.fields["tasks"] = sorted({task for answer in answers for task in answer["answers"]})
@@ -197,18 +152,6 @@ class Service:
         if self.settings.log_texts:
             requests = [asdict(request) for request in asked.requests]
             note.fields |= {"requests": requests, "answers": answers}
-
-
-def _row(job: Job, answer: Answer, batch: Batch) -> Row:
-    request = job.request
-    return row_of(
-        answer,
-        named=request.tasks is not None,
-        tokens=job.tokens,
-        characters=len(request.text) + len(request.context or ""),
-        latency=1e3 * (batch.started + batch.seconds - job.arrived),
-        model=job.model,
-    )
 
 
 async def _disconnected(request: HttpRequest) -> None:

@@ -25,12 +25,15 @@ LAYERS = {
         "data.prepare", "data.module"},
     3: {"lit", "checkpoint", "checkpoint_io", "checkpoint_reading", "callbacks", "plots",
         "pictures"},
-    5: {"batch_prediction", "pipeline", "chaos.__init__", "chaos.checks", "chaos.corruption",
-        "chaos.hostile", "chaos.hostile_folders", "chaos.hostile_values", "chaos.hostile_zips",
-        "chaos.kills", "chaos.nonfinite", "chaos.one_of_two", "chaos.parity", "chaos.process",
-        "chaos.processes", "chaos.project", "chaos.report", "chaos.resume", "chaos.shared_rows",
-        "chaos.soak", "server.__init__", "server.admission", "server.app",
-        "server.batcher", "server.edge", "server.errors", "server.feedback", "server.logs",
+    5: {"batch_prediction", "pipeline", "benchmarks.__init__", "benchmarks.events",
+        "chaos.__init__", "chaos.checks", "chaos.corruption", "chaos.events", "chaos.hostile",
+        "chaos.hostile_folders", "chaos.hostile_values", "chaos.hostile_zips", "chaos.kills",
+        "chaos.nonfinite", "chaos.one_of_two", "chaos.parity", "chaos.process", "chaos.processes",
+        "chaos.project", "chaos.report", "chaos.resume", "chaos.shared_rows", "chaos.soak",
+        "events.__init__", "events.client", "events.embedded", "events.kafka", "events.link",
+        "events.messages", "events.metrics", "events.nats", "events.run", "events.settings",
+        "events.worker", "server.__init__", "server.admission", "server.app", "server.batcher",
+        "server.edge", "server.engine", "server.errors", "server.feedback", "server.logs",
         "server.metrics", "server.model", "server.page", "server.reload", "server.run",
         "server.schema", "server.service", "server.settings"},
 }
@@ -44,7 +47,8 @@ MAY_IMPORT = {
     "fastapi": {"server.app"},
     "starlette": {"server.app", "server.feedback", "server.page", "server.service"},
     "uvicorn": {"server.run"},
-    "prometheus_client": {"server.metrics"},
+    "prometheus_client": {"server.metrics", "events.metrics", "events.run"},
+    "faststream": {"events.kafka", "events.nats"},
 }
 LONGEST_ENTRY_POINT = 70  # lines
 

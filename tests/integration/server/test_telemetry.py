@@ -59,8 +59,8 @@ def test_a_folder_that_is_gone_costs_no_answer(model: Path, running: Any, tmp_pa
         checkpoint=str(model), device="cpu", threads=1, telemetry=str(tmp_path / "telemetry")
     )
     with running(settings=settings, loaded=True) as server:
-        server.service.telemetry._part_rows = 1
+        server.service.engine.telemetry._part_rows = 1
         shutil.rmtree(tmp_path / "telemetry")
         for _ in range(3):
             assert server.client.predict(REQUESTS[0]).status == 200
-    assert server.service.metrics.telemetry_dropped._value.get() == 3
+    assert server.service.engine.metrics.telemetry_dropped._value.get() == 3
