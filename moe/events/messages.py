@@ -89,7 +89,7 @@ def answer_messages(
             goes to `TOPIC`.
         headers: Of every message.
     """
-    answer = {"id": key} | answer | {"id": key}
+    answer = {"id": key} | {name: value for name, value in answer.items() if name != "id"}
     parts = {topic: answer}
     if per_task and not answer["abstained"]:
         parts = {f"{topic}.{task}": _only(answer, task) for task in answer["answers"]}
