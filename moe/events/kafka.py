@@ -26,11 +26,12 @@ class KafkaLink(Link):
 
     def __init__(self, settings: EventSettings, worker: Worker, metrics: EventMetrics) -> None:
         super().__init__(settings, worker, metrics)
+        given: Any = settings.kafka_config or None  # FastStream lists what it knows; it may be more
         self._broker = KafkaBroker(
             settings.broker.partition("://")[2].split(","),
             enable_idempotence=True,  # waits for all replicas, and repeats nothing twice
             graceful_timeout=settings.model.limits.grace_seconds,
-            config=settings.kafka_config or None,
+            config=given,
             apply_types=False,
             logger=broker_log,
         )
