@@ -88,10 +88,7 @@ def parse_correction(value: Any, tasks: Sequence[TaskSpec]) -> tuple[Correction,
     )
     spec = known[name]
     if spec.type not in _READERS:
-        raise InputError(
-            f"feedback: the task {name!r} is a {spec.type}; corrections are taken for tasks of the "
-            f"types {sorted(_READERS)}: label such rows in a file of your own (docs/data.md)"
-        )
+        raise InputError(f"feedback: {name!r} is a {spec.type}; corrections are for {[*_READERS]}")
     right = _READERS[spec.type](value, spec, request)
     return Correction(text=request.text, context=request.context, task=name, **right), request
 
@@ -187,9 +184,9 @@ def hold(
         model: Hash of the model that was asked.
         said: Its answer of that task.
     """
-    found, wanted = said.get("text"), correction.answer
-    if correction.label is not None:
-        found, wanted = said["label"] or spec.out_of_scope, correction.label
+    is_label = correction.label is not None
+    found = said["label"] or spec.out_of_scope if is_label else said["text"]
+    wanted = correction.label if is_label else correction.answer
     return Held(
         time=_now().isoformat(timespec="seconds"),
         source=source,

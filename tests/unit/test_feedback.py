@@ -47,7 +47,7 @@ def held(text: str, label: str = "pay", source: str = "a", contradicts: bool = F
     ({"text": "a", "task": "intent"}, "label must be one of the 2 of intent"),
     ({"text": "a", "task": "mood", "label": None}, "2 of mood (bad, good), got None"),
     ({"text": "a", "task": "mood", "label": "bad", "answer": "a"}, "label must be one of"),
-    ({"text": "a", "task": "slots", "label": "B-city"}, "'slots' is a tagger; corrections are tak"),
+    ({"text": "a", "task": "slots", "label": "B-city"}, "'slots' is a tagger; corrections are for"),
     ({"text": "a", "task": "qa", "answer": "x"}, "task 'qa' needs a context"),
     ({"text": "a", "context": "by Ada", "task": "qa", "answer": "Bob"}, "a piece of the context"),
     ({"text": "a", "context": "by Ada", "task": "qa", "label": "pay"}, "a piece of the context"),
