@@ -236,5 +236,5 @@ def test_every_config_parses(path: Path) -> None:
 def test_the_readme_commands_are_those_of_the_repository() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "pip install -c constraints.txt -e '.[quickstart,dev]' && python train.py" in readme
-    test = 'python -m pytest -q -m "not slow"'
+    test = 'python -m pytest -q -n 2 --dist loadfile -m "not slow"'
     assert test in readme and test in (ROOT / ".ci" / "run").read_text()
