@@ -155,7 +155,7 @@ def test_same_seed_same_weights_and_another_seed_others(
 
 @pytest.mark.parametrize(
     ("crash_at", "saved"),
-    [(2, 0), (3, 3), (5, 4), (7, 6)],
+    [(2, 0), (3, 3), (5, 4), pytest.param(7, 6, marks=pytest.mark.slow)],
     ids=["nothing saved", "mid-epoch", "after validation", "epoch end"],
 )
 def test_a_resumed_run_ends_with_the_same_weights(

@@ -56,7 +56,8 @@ def send(patch: pytest.MonkeyPatch, hook: str, step: int, number: signal.Signals
 @pytest.mark.parametrize(("hook", "step", "number", "code", "written"), [
     pytest.param("training_step", 0, signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
     ("training_step", 4, signal.SIGINT, 130, 5),
-    ("training_step", 5, signal.SIGTERM, 143, 6),  # the last step of an epoch
+    pytest.param(  # the last step of an epoch
+        "training_step", 5, signal.SIGTERM, 143, 6, marks=pytest.mark.slow),
     pytest.param(  # a validation would follow
         "training_step", 3, signal.SIGTERM, 143, 3, marks=pytest.mark.slow),
     ("validation_step", 4, signal.SIGTERM, 143, 3),

@@ -183,6 +183,7 @@ def test_a_bare_python_is_told_what_to_install() -> None:
     assert done.stderr.endswith(f": {doctor.INSTALL}\n")
 
 
+@pytest.mark.slow
 def test_json_of_this_machine() -> None:
     done = run("scripts/doctor.py", "--json")
     assert done.returncode == 0, done.stderr

@@ -57,7 +57,8 @@ def one_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     pytest.param("two-tasks", ["eager", "eager-default-trunk", "best", "best-default-trunk"],
                  marks=pytest.mark.slow),
     ("gate-overhead", ["1x16", "32x32"]),
-    ("int8", ["1x16", "1x128", "32x32", "base-1x16", "base-1x128", "base-32x32"]),
+    pytest.param("int8", ["1x16", "1x128", "32x32", "base-1x16", "base-1x128", "base-32x32"],
+                 marks=pytest.mark.slow),
     ("experts", ["forward", "step"]),
 ])
 def test_every_case_runs(name: str, expected: list[str]) -> None:
@@ -101,6 +102,7 @@ def test_a_training_row_has_one_task_and_its_answer_is_in_the_passage() -> None:
     assert sum(MANY) == 64
 
 
+@pytest.mark.slow
 def test_offline_asks_both_sides_for_the_same_labels() -> None:
     cases = {case.name: case for case in BENCHMARKS["offline"].cases(QUICK)}
     assert list(cases) == ["int8", "fp32"]

@@ -29,7 +29,8 @@ def whole(word_bundle: Callable[..., Bundle], tmp_path: Path) -> tuple[Path, Pat
     return tmp_path / "whole.ckpt", tmp_path / "whole"
 
 
-@pytest.mark.parametrize("kind", ["file", "content", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["file", pytest.param("content", marks=pytest.mark.slow), "folder"])  # fmt: skip
 def test_all_are_refused_without_an_effect(
     whole: tuple[Path, Path], tmp_path: Path, kind: str
 ) -> None:
