@@ -59,6 +59,7 @@ def explanation(
     answerable_T: Any,
     distance: Mapping[str, float] | None,
     strangeness: float | None,
+    fragmentation: float,
     reason: str | None,
 ) -> dict[str, Any]:
     """What the gate saw of one request, for `explain=True`.
@@ -75,6 +76,8 @@ def explanation(
         distance: Of `similarities`, None without a fitted reference.
         strangeness: The score that decides on abstaining (`moe.abstain.refusal_scores`), None
             likewise.
+        fragmentation: How finely the words of the text break into tokens
+            (`moe.data.windows.TextTokenizer.fragmentation`).
         reason: Why the gate abstained, None where it did not.
     """
     names = [name for task in tasks for name in task.expert_names]
@@ -87,5 +90,6 @@ def explanation(
         "margin": None if second is None else float(mass_T[first] - mass_T[second]),
         "distance": None if distance is None else dict(distance),
         "strangeness": strangeness,
+        "fragmentation": fragmentation,
         "reason": reason,
     }

@@ -114,6 +114,7 @@ class MixtureOfExperts(Predictor):
         )
         if explain:
             self._explain(
+                requests,
                 records,
                 reasons,
                 pooled_ND,

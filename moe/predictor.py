@@ -215,6 +215,7 @@ class Predictor(ABC):
 
     def _explain(
         self,
+        requests: Sequence[Request],
         records: Sequence[dict[str, Any]],
         reasons: Sequence[str | None],
         pooled_ND: Vectors,
@@ -232,6 +233,7 @@ class Predictor(ABC):
             first = [record["routing"][0]["task"] for record in records]
             distances = similarities(cosines)
             strangeness = refusal_scores(cosines, reference, first)[0].tolist()
+        broken = self._tokenizer.fragmentation([request.text for request in requests])
         for row, (record, reason) in enumerate(zip(records, reasons, strict=True)):
             record["explanation"] = explanation(
                 self.tasks,
@@ -240,6 +242,7 @@ class Predictor(ABC):
                 answerable_T=answerable_NT[row],
                 distance=None if distances is None else distances[row],
                 strangeness=None if strangeness is None else strangeness[row],
+                fragmentation=broken[row],
                 reason=reason,
             )
             if explain == "embedding":

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from moe.abstain import nearest_cosines, refusal_scores
 from moe.calibration import Calibration
 from moe.collect import Answers
-from moe.config import DataConfig
 from moe.data.tables import TaskTable
 from moe.evaluation import refusals
 from moe.forms import FORMS
@@ -41,7 +40,8 @@ class Profile:
         confidence_N: float32 score of the answer, NaN without one.
         strangeness_N: float32 what decides on abstaining (`moe.abstain.refusal_scores`): similarity
             to texts of no task minus that to the best task's. NaN without a fitted reference.
-        spelling_N: float32 tokens a character: misspelt and foreign words break into more.
+        fragmentation_N: float32 how finely the words of the text break into tokens
+            (`TextTokenizer.fragmentation`): misspelt and foreign ones more. NaN if unknown.
         embedding_MD: float16 what the gate read of the first M requests.
     """
 
@@ -52,7 +52,7 @@ class Profile:
     no_answer_N: NDArray[np.int8]
     confidence_N: NDArray[np.float32]
     strangeness_N: NDArray[np.float32]
-    spelling_N: NDArray[np.float32]
+    fragmentation_N: NDArray[np.float32]
     embedding_MD: NDArray[np.float16]
 
     def __len__(self) -> int:
@@ -112,7 +112,6 @@ def validation_profile(
     answers: Sequence[Answers],
     calibration: Calibration,
     specs: Sequence[TaskSpec],
-    data: DataConfig,
     seed: int = 0,
 ) -> Profile:
     """The profile of validation rows, in random order.
@@ -124,11 +123,10 @@ def validation_profile(
         answers: One per table.
         calibration: Fitted on them.
         specs: All tasks of the model.
-        data: For the sizes of windows.
         seed: Of the order.
     """
     parts = [
-        _task_profile(table, said, calibration, specs, data)
+        _task_profile(table, said, calibration, specs)
         for table, said in zip(tables, answers, strict=True)
     ]
     whole = join_profiles(parts)
@@ -143,7 +141,6 @@ def _task_profile(
     said: Answers,
     calibration: Calibration,
     specs: Sequence[TaskSpec],
-    data: DataConfig,
 ) -> Profile:
     count, reference = len(said.row_N), calibration.reference
     first_N = said.first_N
@@ -162,7 +159,7 @@ def _task_profile(
         no_answer_N=np.where(own_N, empty_N, _NONE).astype(np.int8),
         confidence_N=np.where(own_N, confidence_N, np.nan).astype(np.float32),
         strangeness_N=strange_N.astype(np.float32),
-        spelling_N=_spelling(table, said, data),
+        fragmentation_N=_fragmentation(table, said),
         embedding_MD=said.pooled_ND.astype(np.float16),
     )
 
@@ -183,10 +180,6 @@ def _flag(value: bool | None) -> int:
     return _NONE if value is None else int(value)
 
 
-def _spelling(table: TaskTable, said: Answers, data: DataConfig) -> NDArray[np.float32]:
-    found = []
-    for record in table.read(said.row_N.tolist()):
-        windows = table.windows(record, max_length=data.max_length, stride=data.stride)
-        characters = len(record["text"]) + len(record["context"] or "")
-        found.append(sum(map(len, windows)) / max(characters, 1))
-    return np.array(found, dtype=np.float32)
+def _fragmentation(table: TaskTable, said: Answers) -> NDArray[np.float32]:
+    column: NDArray[np.float32] = np.array(table.rows["fragmentation"], dtype=np.float32)
+    return column[said.row_N]

@@ -125,7 +125,8 @@ def over_ranks(terms: Sequence[Terms], **own: Tensor) -> Terms:
 
 def tokens_over_ranks(batches: Sequence[Batch]) -> tuple[int, int]:
     """Real tokens, and those processed with padding, of all ranks' micro-batches."""
-    masks = [batch.attention_mask for batch in batches]
-    own = torch.stack([torch.stack([mask.sum(), mask.numel() + 0 * mask.sum()]) for mask in masks])
-    real, processed = sum_over_ranks(own.sum(0)).tolist()
+    real_N = torch.stack([batch.attention_mask.sum() for batch in batches])
+    with_padding = sum(batch.attention_mask.numel() for batch in batches)
+    own = torch.stack([real_N.sum(), real_N.new_tensor(with_padding)])
+    real, processed = sum_over_ranks(own).tolist()
     return real, processed

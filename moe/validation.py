@@ -99,7 +99,7 @@ def validate(
         calibration=calibration,
         memory=memory,
         evaluation=evaluate(*measured),
-        profile=validation_profile(*measured, config.data),
+        profile=validation_profile(*measured),
     )
     return validated, answers
 

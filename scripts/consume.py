@@ -7,23 +7,21 @@ Everything on this machine, broker included: `... --ckpt PATH --demo FOLDER`
 from __future__ import annotations
 
 import argparse
-import sys
+
+from moe.server.program import begin, model_options, telemetry_options
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it stands."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; see `moe.events.settings` for what each value means."""
     options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
+        description=__doc__, formatter_class=_Help, argument_default=argparse.SUPPRESS
+    )
     add = options.add_argument
-    add("--ckpt", dest="checkpoint", metavar="PATH", help="a .ckpt, a folder, or a hub id")
-    add("--onnx", metavar="DIR", help="an export of scripts/export.py, instead of --ckpt")
-    add("--registry", metavar="DIR", help="models/NAME of scripts/gate.py: use what is current")
-    add("--registry-seconds", type=float, help="between two looks at it (2)")
-    add("--precision", choices=["fp32", "int8"], help="of the export; int8 if that is fast here")
-    add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
-    add("--threads", type=int, help="of a batch on a CPU; one per core without it")
+    model_options(add)
     add("--broker", help="nats://HOST:PORT, tls://HOST:PORT or kafka://HOST:PORT,HOST:PORT")
     add("--demo", metavar="FOLDER", help="instead: a broker of its own that keeps its data there")
     add("--requests", metavar="TOPIC", help="of the requests (moe.requests)")
@@ -34,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--in-flight", type=int, help="messages taken and not yet answered, at most (128)")
     add("--max-batch-tokens", dest="batch_tokens", type=int, help="of a batch (1024)")
     add("--max-characters", dest="characters", type=int, help="of one request (20000)")
-    add("--max-body", dest="body", type=int, default=2**20, help="bytes of a message (1048576)")
+    add("--max-body", dest="body", type=int, default=2**20, help="bytes of a message")
     add("--attempts", type=int, help="times that a failing model is asked (3)")
     add("--deliveries", type=int, help="times that NATS may deliver a message (10)")
     add("--ack-seconds", type=float, help="after which NATS gives up a silent consumer (30)")
@@ -44,23 +42,13 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics-host", metavar="HOST", help="address of /metrics (127.0.0.1)")
     add("--metrics-port", type=int, metavar="PORT", help="0, the default, takes a free one")
     add("--kafka-config", metavar="FILE", help="JSON: further settings of librdkafka")
-    add("--telemetry", metavar="DIR", help="write Parquet rows about requests, without their text")
-    add("--telemetry-embeddings", action="store_true", help="with embeddings")
-    add("--telemetry-bytes", type=int, help="of the folder; the oldest rows go (2**30)")
+    telemetry_options(add)
     return options
 
 
 def main() -> None:
     """Parses the command line and consumes until SIGTERM."""
-    values = vars(parser().parse_args())
-    try:
-        from moe.events.run import main as consume
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("moe"):
-            raise
-        print(f"error: no module {error.name}: pip install -e '.[events]'", file=sys.stderr)
-        sys.exit(2)
-    consume(values)
+    begin("events", "events", vars(parser().parse_args()))
 
 
 if __name__ == "__main__":

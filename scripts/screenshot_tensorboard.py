@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 from urllib.parse import quote
+
+from moe.ports import free_port
 
 SIZE = (1500, 1100)  # pixels
 FLAGS = (
@@ -54,9 +55,7 @@ PAGES = {
 @contextmanager
 def tensorboard(logdir: Path, seconds: float = 120.0) -> Iterator[str]:
     """Runs TensorBoard on a free local port and gives its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [
         sys.executable,

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from moe.server.program import begin, model_options, telemetry_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,13 +18,7 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = options.add_argument
-    add("--ckpt", dest="checkpoint", metavar="PATH", help="a .ckpt, a folder, or a hub id")
-    add("--onnx", metavar="DIR", help="an export of scripts/export.py, instead of --ckpt")
-    add("--registry", metavar="DIR", help="models/NAME of scripts/gate.py: serve what is current")
-    add("--registry-seconds", type=float, default=2.0, help="between two looks at it")
-    add("--precision", choices=["fp32", "int8"], help="of the export; int8 if that is fast here")
-    add("--device", help="cpu, cuda, ...; a GPU if there is one without it")
-    add("--threads", type=int, help="of a batch on a CPU; one per core without it")
+    model_options(add)
     add("--host", default="127.0.0.1", help="address; 0.0.0.0 is every network")
     add("--port", type=int, default=8000, help="0 takes a free one")
     add("--max-batch-tokens", dest="batch_tokens", type=int, default=1024, help="of a batch")
@@ -36,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--grace-seconds", type=float, default=25.0, help="for accepted requests at SIGTERM")
     add("--api-key-file", metavar="FILE", help="keys, one a line; without it everyone may ask")
     add("--log-texts", action="store_true", default=False, help="log requests and answers too")
-    add("--telemetry", metavar="DIR", help="write Parquet rows about requests, without their text")
-    add("--telemetry-embeddings", action="store_true", default=False, help="with embeddings")
-    add("--telemetry-bytes", type=int, default=2**30, help="of the folder; the oldest rows go")
+    telemetry_options(add)
     add("--feedback", metavar="DIR", help="take corrections at POST /feedback into this folder")
     add("--feedback-per-source", type=int, default=50, help="corrections a day from one source")
     return options
@@ -46,15 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Parses the command line and serves until SIGTERM."""
-    values = vars(parser().parse_args())
-    try:
-        from moe.server.run import main as serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("moe"):
-            raise
-        print(f"error: no module {error.name}: pip install -e '.[serve]'", file=sys.stderr)
-        sys.exit(2)
-    serve(values)
+    begin("server", "serve", vars(parser().parse_args()))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
@@ -13,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: one core ea
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -28,6 +31,19 @@ from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec
 
 WORDS = ("the", "an", "abbot", "led", "monks", "who", "good", "bad", "film", "was", "very")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is run by one process, and so are all files that read one export to ONNX."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "onnx" if "unit/onnx/" in file else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +128,40 @@ def word_bundle(
         )
 
     return build
+
+
+@pytest.fixture
+def intent_expert(word_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """Trains `intent-0` of `word_bundle` on a folder's `train.csv`, with `val.csv` beside it."""
+
+    def train(folder: Path, fit: Any) -> Bundle:
+        from moe.bricks.update import update
+
+        task = TaskConfig(type="classifier", train="train.csv", validation="val.csv",
+                          out_of_scope="oos")
+        bundle = word_bundle()
+        data = replace(bundle.config.data, root=str(folder), cache=str(folder / "cache"))
+        bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}, data=data))
+        return update(bundle, expert="intent-0", config=task, root=str(folder), fit=fit).bundle
+
+    return train
+
+
+@pytest.fixture
+def intent_suite() -> Callable[..., None]:
+    """Writes `suite.yaml`, a suite of the gate for one task `intent`."""
+
+    def write(folder: Path, source: str, **more: Any) -> None:
+        judged = {"type": "classifier", "rows": source, "out_of_scope": "oos"}
+        suite = {
+            "tasks": {"intent": judged}, "root": str(folder), "draws": 200, "latency": None, **more,
+            "rules": {"*/ece*": {"max_rise": 20, "when_unsure": "pass"},
+                      "size/bytes": {"max_ratio": 1.1},
+                      "*": {"max_drop": 8, "when_unsure": "pass"}},
+        }
+        (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+
+    return write
 
 
 @pytest.fixture

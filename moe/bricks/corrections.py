@@ -111,9 +111,7 @@ def _validated(bundle: Bundle, task: TaskSpec, root: str | None) -> Bundle:
     bundle = measured(bundle, tables[own], said[own])
     if bundle.profile is None:
         return bundle
-    profile = validation_profile(
-        tables, said, bundle.calibration, bundle.model.tasks, bundle.config.data
-    )
+    profile = validation_profile(tables, said, bundle.calibration, bundle.model.tasks)
     return replace(bundle, profile=profile)
 
 

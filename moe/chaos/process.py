@@ -39,6 +39,8 @@ def fork(work: Callable[[], Any], log: Path, **environment: str) -> int:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # Of a test they are the capture's, which knows nothing of the descriptors.
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         torch.set_num_threads(1)
         work()
         code = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from moe.chaos.process import fork, wait
 from moe.lit import LitMixture
+from moe.ports import free_port
 from moe.ranks import rank
 
 Work = Callable[[], Any]
@@ -42,12 +42,9 @@ def start(count: int, work: Work, log: Path) -> list[int]:
     """Forks the workers of a training on `count` processes; returns their process ids."""
     if count == 1:
         return [fork(work, log)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     both = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "GROUP_RANK": "0",

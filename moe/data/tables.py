@@ -22,7 +22,7 @@ from moe.data.windows import TextTokenizer, Window, make_windows, window_starts
 from moe.forms import FORMS
 from moe.types import TaskSpec
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 1000
 
 
@@ -34,8 +34,9 @@ def _rows(
         texts = tokenizer.encode([e.text for e in chunk])
         noised = tokenizer.encode([add_noise(e.text) for e in chunk])
         contexts = tokenizer.encode([e.context or "" for e in chunk])
-        for example, (text_ids, _), (noised_ids, _), (context_ids, offsets) in zip(
-            chunk, texts, noised, contexts, strict=True
+        broken = tokenizer.fragmentation([e.text for e in chunk])
+        for example, (text_ids, _), (noised_ids, _), (context_ids, offsets), fragmentation in zip(
+            chunk, texts, noised, contexts, broken, strict=True
         ):
             yield {
                 "text": example.text,
@@ -47,6 +48,7 @@ def _rows(
                 "noised_ids": noised_ids,
                 "context_ids": context_ids,
                 "offsets": offsets.reshape(-1),
+                "fragmentation": fragmentation,
                 **FORMS[spec.type].encode(example, spec, tokenizer, offsets),
             }
 
@@ -65,8 +67,8 @@ class TaskTable:
     Attributes:
         spec: The task.
         task: Its number.
-        rows: Arrow table with text, context, answers, label, span, token ids, and what the task's
-            form adds.
+        rows: Arrow table with text, context, answers, label, span, token ids, fragmentation of the
+            text (`TextTokenizer.fragmentation`), and what the task's form adds.
     """
 
     spec: TaskSpec
@@ -163,6 +165,7 @@ def _features(columns: Iterable[str]) -> Any:
         "context": Value("string"),
         "answers": List(Value("string")),
         "label": Value("int32"),
+        "fragmentation": Value("float32"),
     }
     return Features({name: others.get(name, List(Value("int32"))) for name in columns})
 

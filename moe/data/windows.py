@@ -90,6 +90,15 @@ class TextTokenizer:
             for e in encodings
         ]
 
+    def fragmentation(self, texts: Sequence[str]) -> list[float]:
+        """How finely the words of each text break: tokens beyond the first, a character.
+
+        The mean over a text's words, 0 where each is one token. Misspelt and foreign words break
+        into more and shorter tokens than others of their length.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [_fragmentation(e.word_ids, e.offsets) for e in encodings]
+
     def words(self, text: str) -> Words:
         """The words of a text, with their tokens as `encode` numbers them."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -98,6 +107,15 @@ class TextTokenizer:
         ends = np.append(starts, len(offsets))[1:] - 1
         offsets_W2 = np.stack([offsets[starts, 0], offsets[ends, 1]], axis=1)
         return Words(starts_W=starts, offsets_W2=offsets_W2)
+
+
+def _fragmentation(word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> float:
+    words_W, tokens_W = np.unique(np.array(word_ids, dtype=np.int64), return_counts=True)
+    if not len(words_W):
+        return 0.0
+    lengths = np.array([end - start for start, end in offsets])
+    characters_W = np.bincount(np.repeat(np.arange(len(words_W)), tokens_W), weights=lengths)
+    return float(np.mean((tokens_W - 1) / np.maximum(characters_W, 1)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

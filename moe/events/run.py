@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,20 +191,14 @@ def demo(folder: str, values: dict[str, Any]) -> int:
         return consume(settings_of({**values, "broker": server.url}))
 
 
-def main(values: dict[str, Any]) -> None:
-    """Consumes, and ends the process; a user's mistake becomes one line and exit code 2.
+def answer(values: dict[str, Any]) -> int:
+    """Consumes as the values of the command line, by destination, say; returns the exit code.
 
-    Args:
-        values: Of the command line, by destination.
+    Raises:
+        InputError: As `consume`; a value is wrong.
     """
-    try:  # as `moe.cli.run`, which would import Lightning
-        if "demo" in values:
-            sys.exit(demo(values.pop("demo"), values))
-        if "broker" not in values:
-            raise InputError("consume: give --broker nats://HOST:PORT, or --demo FOLDER")
-        sys.exit(consume(settings_of(values)))
-    except KeyboardInterrupt:  # while the model was loaded
-        sys.exit(130)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if "demo" in values:
+        return demo(values.pop("demo"), values)
+    if "broker" not in values:
+        raise InputError("consume: give --broker nats://HOST:PORT, or --demo FOLDER")
+    return consume(settings_of(values))

@@ -28,9 +28,7 @@ def fit(ckpt: str, out: str, root: str | None = None) -> None:
     bundle = load_bundle(ckpt)
     tables = build_test_tables(bundle, (), root)
     answers = [collect_table(bundle, table, torch.device("cpu")) for table in tables]
-    profile = validation_profile(
-        tables, answers, bundle.calibration, bundle.model.tasks, bundle.config.data
-    )
+    profile = validation_profile(tables, answers, bundle.calibration, bundle.model.tasks)
     with Path(out).open("wb") as file:
         np.savez(file, **profile.arrays())  # type: ignore[arg-type]
     print(f"{len(profile)} validation rows in {out}")

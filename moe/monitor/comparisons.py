@@ -197,7 +197,7 @@ _COMPARISONS: Mapping[str, Comparison] = {
     "no answer": _flags("no_answer_N", "no-answer rate"),
     "confidence": _values("confidence_N", "confidence", "low"),
     "strangeness": _values("strangeness_N", "likeness to texts of no task", "high"),
-    "spelling": _values("spelling_N", "tokens a character", "high"),
+    "spelling": _values("fragmentation_N", "breaking of words", "high"),
     "embedding": _embedding,
 }
 

@@ -106,7 +106,7 @@ def _profile(part: dict[str, Any], specs: Sequence[TaskSpec], experts: list[str]
     task_number = {spec.name: number for number, spec in enumerate(specs)}
     expert_number = {name: number for number, name in enumerate(experts)}
     count = len(part["named"])
-    ratio_N = _numbers(columns["tokens"]) / np.maximum(_numbers(columns["characters"]), 1)
+    nan_N = np.full(count, np.nan, dtype=np.float32)  # of parts that older versions wrote
     embedding_ND = np.zeros((count, 0), dtype=np.float16)
     if "embedding" in columns:
         embedding_ND = columns["embedding"].flatten().to_numpy().reshape(count, -1)
@@ -119,7 +119,7 @@ def _profile(part: dict[str, Any], specs: Sequence[TaskSpec], experts: list[str]
         no_answer_N=_flags(columns["no_answer"]),
         confidence_N=_numbers(columns["confidence"]),
         strangeness_N=_numbers(columns["strangeness"]),
-        spelling_N=ratio_N.astype(np.float32),
+        fragmentation_N=_numbers(columns["fragmentation"]) if "fragmentation" in columns else nan_N,
         embedding_MD=embedding_ND,
     )
     return whole.rows(kept)

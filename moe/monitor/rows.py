@@ -35,6 +35,7 @@ class Row:
         strangeness: What decides on abstaining: similarity to texts of no task minus that to the
             best task's (a task that was added counts if the gate chose it). None without a fitted
             reference.
+        fragmentation: How finely the words of its text break into tokens.
         tokens: Of all its windows.
         characters: Of its text and passage.
         latency: Milliseconds from its arrival to its answer.
@@ -53,6 +54,7 @@ class Row:
     no_answer: bool | None
     confidence: float | None
     strangeness: float | None
+    fragmentation: float
     tokens: int
     characters: int
     latency: float
@@ -96,6 +98,7 @@ def row_of(
         no_answer=first.get("no_answer"),
         confidence=first.get("score") if answered else None,
         strangeness=explanation["strangeness"],
+        fragmentation=explanation["fragmentation"],
         tokens=tokens,
         characters=characters,
         latency=latency,
@@ -122,7 +125,7 @@ def part_table(rows: Sequence[Row]) -> Any:
     }
     for name in ("named", "abstained", "out_of_scope", "no_answer"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.bool_())
-    for name in ("confidence", "strangeness"):
+    for name in ("confidence", "strangeness", "fragmentation"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.float32())
     for name in ("tokens", "characters"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.int32())

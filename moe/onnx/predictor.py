@@ -144,6 +144,7 @@ class OnnxMixtureOfExperts(Predictor):
         )
         if explain:
             self._explain(
+                chunk.requests,
                 records,
                 reasons,
                 said.pooled_ND,

@@ -8,7 +8,6 @@ label, and the hostile ones, so that the gate alone has to stop them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,19 @@ from moe.bricks.corrections import CORRECT, update_from_feedback
 from moe.bricks.fit import FitConfig
 from moe.bricks.judged import save_if_passed
 from moe.checkpoint import load_bundle
-from moe.feedback import Quarantine, QuotaReached, hold, parse_correction, read_quarantine
+from moe.feedback import (
+    Correction,
+    Quarantine,
+    QuotaReached,
+    hold,
+    parse_correction,
+    read_quarantine,
+)
 from moe.predict import MixtureOfExperts
+from moe.profile import usual_confidence
 from moe.rehearsal.phrases import TASK, flipped, new_phrasing, suite_rows
 from moe.release.report import summary
-from moe.review import review, sureness
+from moe.review import review, write_rows
 from moe.types import InputError
 
 SENT = 200  # corrections of either kind
@@ -84,7 +91,7 @@ def study(
     out = Path(out)
     if out.exists():
         raise InputError(f"--out {out}: is there already; name a new folder")
-    model = MixtureOfExperts.from_pretrained(ckpt)
+    model, bundle = MixtureOfExperts.from_pretrained(ckpt), load_bundle(ckpt)
     rows = suite_rows(suite, root)[TASK]
     texts = new_phrasing()
     wrong = [t for t, ok in zip(texts, _right(model, texts, label), strict=True) if not ok]
@@ -94,17 +101,18 @@ def study(
     labels = sorted({row.label for row in rows if row.label is not None})
     honest = [(f"user-{n % 4}", text, label) for n, text in enumerate(wrong[:SENT])]
     hostile = [("hostile", *pair) for pair in flipped(rows, labels, SENT)]
-    sure = sureness(ckpt) if load_bundle(ckpt).profile is not None else None
+    known = bundle.profile
+    sure = None if known is None else usual_confidence(known, bundle.model.tasks)
     report: dict[str, Any] = {}
     for name, corrections in (("honest", honest), ("hostile", hostile)):
         counts: dict[str, Any] = send(model, out / f"{name}-quarantine", TASK, corrections)
         found = review(read_quarantine(out / f"{name}-quarantine"), sure=sure)
         counts["usable"] = len(found.usable)
         say(f"{name}: {counts}, left out {found.left_out}")
-        _let_through(corrections, out / name)
-        changed = update_from_feedback(
-            load_bundle(ckpt), expert=expert, folder=out / name, root=root, fit=fit
-        )
+        # All of them, as if somebody had trusted the source over several days.
+        rights = [Correction(text=t, context=None, task=TASK, label=r) for _, t, r in corrections]
+        write_rows(rights, out / name)
+        changed = update_from_feedback(bundle, expert=expert, folder=out / name, root=root, fit=fit)
         say("\n".join(changed.notes))
         new = MixtureOfExperts(changed.bundle, "cpu")
         if name == "honest":
@@ -124,10 +132,3 @@ def study(
 def _right(model: MixtureOfExperts, texts: Sequence[str], label: str) -> list[bool]:
     answers = model.predict([{"text": text} for text in texts])
     return [answer["answers"].get(TASK, {}).get("label") == label for answer in answers]
-
-
-def _let_through(corrections: Sequence[Sent], folder: Path) -> None:
-    """All of them, as if somebody had trusted the source over several days."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"text": text, "label": label}) for _, text, label in corrections]
-    (folder / f"{TASK}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.feedback import source_of_key
 from moe.rehearsal.phrases import LABEL, TASK, changed, flipped, new_phrasing, suite_rows, usual
 from moe.rehearsal.shell import Server, expect, run, serving, wait_for
 from moe.release.registry import Registry, read_manifest
+from moe.release.scores import Gold
 from moe.types import InputError
 
 SUITE = "configs/suites/sample.yaml"
@@ -28,10 +29,17 @@ _MENDED = 0.75  # share of the probes that reach the expert which must be right 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where everything of a rehearsal lies: its folder, and the suite of the gate."""
+    """Where everything of a rehearsal lies.
+
+    Attributes:
+        out: Its folder.
+        suite: Of the gate.
+        rows: All rows of the suite by task.
+    """
 
     out: Path
     suite: str
+    rows: dict[str, list[Gold]]
 
     @property
     def registry(self) -> Path:
@@ -56,12 +64,12 @@ def rehearse(out: str | Path, ckpt: str | None = None, suite: str = SUITE) -> No
         StepFailed: A step did not do what it should.
         InputError: The folder is there, this is not the repository's root, or there is no suite.
     """
-    places = Places(out=Path(out), suite=suite)
-    if places.out.exists():
+    if Path(out).exists():
         raise InputError(f"--out {out}: is there already; name a new folder")
     if not Path("train.py").is_file():
         raise InputError(f"{Path.cwd()}: no train.py here; run this in the repository's root")
-    suite_rows(suite)  # a mistake in it should not cost a training
+    # Read first: a mistake in it should not cost a training.
+    places = Places(out=Path(out), suite=suite, rows=suite_rows(suite))
     places.out.mkdir(parents=True)
     start = time.monotonic()
     best = Path(ckpt) if ckpt is not None else _train(places)
@@ -124,7 +132,7 @@ def _operate(server: Server, places: Places) -> None:
 
 def _drift(server: Server, places: Places, texts: Sequence[str]) -> None:
     """A window of usual requests and one with the new phrasing; the monitor sees the second."""
-    rows = [row for task in suite_rows(places.suite).values() for row in task]
+    rows = [row for task in places.rows.values() for row in task]
     server.predict(usual(rows, WINDOW), USERS[0])
     server.predict(changed(rows, texts, WINDOW), USERS[0])
     print(f"\n{WINDOW} usual requests answered, then {WINDOW} of which 30 % are of a new phrasing")
@@ -180,7 +188,7 @@ def _collect(server: Server, places: Places, texts: Sequence[str]) -> None:
         body = {"text": text, "task": TASK, "label": LABEL}
         status, content, _ = server.post("/feedback", body, USERS[number % len(USERS)])
         expect(status == 200, f"/feedback: status {status}, {content}")
-    rows = suite_rows(places.suite)[TASK]
+    rows = places.rows[TASK]
     labels = sorted({row.label for row in rows if row.label is not None})
     taken = Counter(
         server.post("/feedback", {"text": text, "task": TASK, "label": label}, HOSTILE)[0]
@@ -191,19 +199,14 @@ def _collect(server: Server, places: Places, texts: Sequence[str]) -> None:
     expect(taken == {200: _QUOTA, 429: 200 - _QUOTA}, f"statuses {dict(taken)}")
     # Somebody has looked at what the users sent: a model that is sure of its mistakes would have
     # the review leave them out, too.
-    trust = [word for user in USERS for word in ("--trust", _source(user))]
+    trust = [word for user in USERS for word in ("--trust", source_of_key(user))]
     reviewed = run("scripts/feedback.py", "--quarantine", places.out / "quarantine",
                    "--out", places.out / "corrected", "--ckpt", places.served, *trust)  # fmt: skip
     expect(
-        f"left out {_QUOTA}: source {_source(HOSTILE)}" in reviewed
+        f"left out {_QUOTA}: source {source_of_key(HOSTILE)}" in reviewed
         and f"{len(texts)} corrections may be learned from" in reviewed,
         "the review did not leave out the flipped labels alone",
     )
-
-
-def _source(key: str) -> str:
-    """What the server calls who sends with a key (`moe.server.feedback`)."""
-    return f"key-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 # --- one expert, and the swap -------------------------------------------------------------------

@@ -6,7 +6,6 @@ import http.client
 import json
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from moe.ports import free_port
 
 _SHOWN = "python"  # what the commands are shown to start with
 _PATIENCE = 600.0  # seconds: on a busy machine everything comes late
@@ -124,14 +125,6 @@ class Server:
             return False
         finally:
             connection.close()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @contextmanager

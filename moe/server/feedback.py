@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from moe.feedback import Quarantine, QuotaReached, hold, parse_correction
+from moe.feedback import Quarantine, QuotaReached, hold, parse_correction, source_of_key
 from moe.server.admission import parse_body
 from moe.server.errors import Refusal, invalid
 from moe.server.service import Service
@@ -21,7 +20,7 @@ def source_of(request: HttpRequest) -> str:
     header = request.headers.get("authorization", "")
     key = header.partition(" ")[2].strip()
     if key:
-        return f"key-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        return source_of_key(key)
     return f"address-{request.client.host if request.client else 'unknown'}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import sys
 import time
 from types import FrameType
 from typing import Any
@@ -133,16 +132,10 @@ def _exit_code(server: DrainingServer) -> int:
     return 130 if server.signal == signal.SIGINT else 0
 
 
-def main(values: dict[str, Any]) -> None:
-    """Serves, and ends the process; a user's mistake becomes one line and exit code 2.
+def answer(values: dict[str, Any]) -> int:
+    """Serves as the values of the command line, by destination, say; returns the exit code.
 
-    Args:
-        values: Of the command line, by destination.
+    Raises:
+        InputError: As `serve`; a value is wrong.
     """
-    try:  # as `moe.cli.run`, which would import Lightning
-        sys.exit(serve(settings_of(values)))
-    except KeyboardInterrupt:  # while the model was loaded
-        sys.exit(130)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return serve(settings_of(values))

@@ -145,7 +145,7 @@ def test_same_seed_same_weights_and_another_seed_others(
 ) -> None:
     arguments = ("train.py", "--config", project / "tiny.yaml", "--trainer.default_root_dir")
     run(*arguments, project / "again")
-    run(*arguments, project / "other", "--seed_everything", 1)
+    run(*arguments, project / "other", "--seed_everything", 1, "--trainer.max_steps", 4)
     first = state(trained / "checkpoints" / "last.ckpt")
     again = state(project / "again" / "tiny" / "version_0" / "checkpoints" / "last.ckpt")
     other = state(project / "other" / "tiny" / "version_0" / "checkpoints" / "last.ckpt")

@@ -78,6 +78,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_unbroken_one(
     assert leftovers(folder) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_real_process(project: Path, run: Run, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "train.py", *options(project, tmp_path / "runs")]
     command += ["--trainer.max_steps", 10_000, "--checkpoint_every", 1]

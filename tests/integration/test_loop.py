@@ -124,7 +124,7 @@ def test_monitor_compares_traffic_with_the_checkpoint(
     write(tmp_path / "bad", same[:60] + strange)
     out = tmp_path / "report.json"
     done = run(*arguments, "--telemetry", tmp_path / "bad", *reference, "--json", out, code=1)
-    assert "1 of 1 windows alert" in done.stdout and "tokens a character" in done.stdout
+    assert "1 of 1 windows alert" in done.stdout and "breaking of words" in done.stdout
     assert json.loads(out.read_text())["alerts"] == done.stdout.splitlines()[:-1]
     run("scripts/monitor.py", "--ckpt", best, "--fit", tmp_path / "p.npz")
     fitted = ("--reference", tmp_path / "p.npz")

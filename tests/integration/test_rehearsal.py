@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from moe.bricks import corrections
 from moe.bricks.fit import FitConfig
-from moe.bricks.update import update
 from moe.checkpoint import Bundle, load_bundle, save_checkpoint
-from moe.config import OptimizerConfig, TaskConfig
+from moe.config import OptimizerConfig
 from moe.measure import build_test_tables, collect_table
 from moe.profile import validation_profile
 from moe.rehearsal import feedback, loop
@@ -42,31 +40,20 @@ def write_csv(path: Path, count: int, first: int) -> None:
 
 
 @pytest.fixture
-def trained(word_bundle: Callable[..., Bundle], tmp_path: Path) -> Path:
+def trained(
+    intent_expert: Callable[..., Bundle], intent_suite: Callable[..., None], tmp_path: Path
+) -> Path:
     """`best.ckpt` with the profile of its validation, and `suite.yaml`."""
     import torch
 
-    task = TaskConfig(type="classifier", train="train.csv", validation="val.csv",
-                      out_of_scope="oos")
     write_csv(tmp_path / "train.csv", 40, 0)
     write_csv(tmp_path / "val.csv", 100, 100)
-    bundle = word_bundle()
-    data = replace(bundle.config.data, root=str(tmp_path), cache=str(tmp_path / "cache"))
-    bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}, data=data))
-    bundle = update(bundle, expert="intent-0", config=task, root=str(tmp_path), fit=FAST).bundle
+    bundle = intent_expert(tmp_path, FAST)
     tables = build_test_tables(bundle, (), None)
     said = [collect_table(bundle, table, torch.device("cpu")) for table in tables]
-    profile = validation_profile(
-        tables, said, bundle.calibration, bundle.model.tasks, bundle.config.data)
+    profile = validation_profile(tables, said, bundle.calibration, bundle.model.tasks)
     save_checkpoint(replace(bundle, profile=profile), tmp_path / "best.ckpt")
-    judged = {"type": "classifier", "rows": "val.csv", "out_of_scope": "oos"}
-    suite = {
-        "tasks": {"intent": judged}, "root": str(tmp_path), "perturbations": [], "rows": 60,
-        "draws": 200, "latency": None,
-        "rules": {"*/ece*": {"max_rise": 20, "when_unsure": "pass"},
-                  "size/bytes": {"max_ratio": 1.1}, "*": {"max_drop": 8, "when_unsure": "pass"}},
-    }
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    intent_suite(tmp_path, "val.csv", perturbations=[], rows=60)
     return tmp_path / "best.ckpt"
 
 

@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from moe.abstain import Reference, fit_reference, stranger_scores
 from moe.calibration import Calibration
-from moe.checkpoint import Bundle, identity, load_bundle, save_bundle, save_checkpoint
+from moe.checkpoint import (
+    Bundle,
+    identity,
+    load_bundle,
+    load_profile,
+    save_bundle,
+    save_checkpoint,
+)
 from moe.collect import embed
 from moe.data.collate import collate_requests
 from moe.data.windows import make_windows
@@ -238,3 +245,7 @@ def test_a_file_is_written_whole_or_not_at_all(
         save_checkpoint(bundle, tmp_path / "new" / "m.ckpt")
     assert {f.name for f in (tmp_path / "new").iterdir()} == {"m.ckpt", "SHA256SUMS"}
     assert (tmp_path / "new" / "m.ckpt").read_bytes() == before
+
+
+def test_a_profile_of_older_numbers_is_none() -> None:
+    assert load_profile({"spelling_N": torch.zeros(3)}) is None

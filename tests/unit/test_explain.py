@@ -25,6 +25,7 @@ def explained(**changes: Any) -> dict[str, Any]:
         "answerable_T": np.array([True, True, True]),
         "distance": None,
         "strangeness": None,
+        "fragmentation": 0.25,
         "reason": None,
     }
     return explanation(TASKS, **{**values, **changes})
@@ -50,7 +51,7 @@ def test_a_task_that_cannot_answer_is_no_runner_up() -> None:
 def test_distance_and_reason_are_passed_on() -> None:
     said = explained(distance={"mood": 0.5, STRANGERS: 0.25}, strangeness=-0.25,
                      reason="fits no task")
-    assert said["strangeness"] == -0.25
+    assert said["strangeness"] == -0.25 and said["fragmentation"] == 0.25
     assert said["distance"] == {"mood": 0.5, "strangers": 0.25}
     assert said["reason"] == "fits no task"
 

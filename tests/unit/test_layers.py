@@ -34,8 +34,8 @@ LAYERS = {
         "events.messages", "events.metrics", "events.nats", "events.run", "events.settings",
         "events.worker", "server.__init__", "server.admission", "server.app", "server.batcher",
         "server.edge", "server.engine", "server.errors", "server.feedback", "server.logs",
-        "server.metrics", "server.model", "server.page", "server.reload", "server.run",
-        "server.schema", "server.service", "server.settings"},
+        "server.metrics", "server.model", "server.page", "server.program", "server.reload",
+        "server.run", "server.schema", "server.service", "server.settings"},
 }
 REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing below may import it
 MAY_IMPORT = {

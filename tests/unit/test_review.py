@@ -29,7 +29,7 @@ def profile() -> Profile:
         no_answer_N=np.zeros(8, dtype=np.int8),
         confidence_N=np.array(scores, dtype=np.float32),
         strangeness_N=np.zeros(8, dtype=np.float32),
-        spelling_N=np.zeros(8, dtype=np.float32),
+        fragmentation_N=np.zeros(8, dtype=np.float32),
         embedding_MD=np.zeros((8, 4), dtype=np.float16),
     )
 

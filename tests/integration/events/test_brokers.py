@@ -18,6 +18,10 @@ from moe.types import InputError
 from .conftest import Model, asked, consumer, topic, until
 
 pytestmark = pytest.mark.broker
+# A consumer of the mock needs seconds to get its partitions: most tests take NATS alone.
+each_broker = pytest.mark.parametrize(
+    "broker", ["nats", pytest.param("kafka", marks=pytest.mark.slow)], indirect=True
+)
 IN, OUT, DEAD = "moe.requests", "moe.answers", "moe.dead"
 
 
@@ -42,6 +46,7 @@ def test_answers_and_dead_letters(broker: str) -> None:
     asyncio.run(main())
 
 
+@each_broker
 def test_what_was_taken_is_answered_before_the_end(broker: str) -> None:
     model = Model()
     model.free.clear()
@@ -91,6 +96,7 @@ def test_a_request_is_acknowledged_after_its_answer_is_stored(
     asyncio.run(main())
 
 
+@each_broker
 def test_what_fails_unforeseen_is_taken_again(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [RuntimeError("unforeseen")]
     settle = Link.settle
@@ -112,6 +118,7 @@ def test_what_fails_unforeseen_is_taken_again(broker: str, monkeypatch: pytest.M
     asyncio.run(main())
 
 
+@each_broker
 def test_each_task_may_have_its_topic(broker: str) -> None:
     async def main() -> None:
         async with consumer(broker, Model(), per_task=True):
@@ -162,6 +169,7 @@ def test_streams_of_the_operator_are_taken_as_they_are(nats: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_kafka_headers_that_are_no_text_stop_nothing() -> None:
     from confluent_kafka import Producer
 

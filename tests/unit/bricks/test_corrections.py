@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from moe.bricks.command import bricks_parser, run_bricks
 from moe.bricks.corrections import reach_lines, update_from_feedback, where_they_go
 from moe.bricks.fit import FitConfig
-from moe.bricks.update import update
 from moe.checkpoint import Bundle, load_bundle, save_checkpoint
-from moe.config import OptimizerConfig, TaskConfig
-from moe.feedback import Quarantine, QuotaReached, hold, parse_correction, read_quarantine
+from moe.config import OptimizerConfig
+from moe.feedback import read_quarantine
 from moe.predict import MixtureOfExperts
+from moe.rehearsal import feedback
 from moe.release.hashing import model_hash
 from moe.release.registry import Registry
 from moe.review import review, write_rows
@@ -46,49 +45,26 @@ def write_csv(path: Path, count: int, seed: int) -> Path:
     return path
 
 
-def write_suite(folder: Path) -> None:
-    write_csv(folder / "judged.csv", 30, 2)
-    judged = {"type": "classifier", "rows": "judged.csv", "out_of_scope": "oos"}
-    suite = {
-        "tasks": {"intent": judged}, "root": str(folder), "perturbations": ["upper"],
-        "draws": 200, "latency": None,
-        "rules": {"*/ece*": {"max_rise": 20, "when_unsure": "pass"},
-                  "size/bytes": {"max_ratio": 1.1}, "*": {"max_drop": 8, "when_unsure": "pass"}},
-    }
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+@pytest.fixture
+def judged(tmp_path: Path, intent_suite: Callable[..., None]) -> None:
+    """`suite.yaml`."""
+    write_csv(tmp_path / "judged.csv", 30, 2)
+    intent_suite(tmp_path, "judged.csv", perturbations=["upper"])
 
 
 @pytest.fixture
-def trained(word_bundle: Callable[..., Bundle], tmp_path: Path) -> Path:
+def trained(intent_expert: Callable[..., Bundle], judged: None, tmp_path: Path) -> Path:
     """`best.ckpt`, whose expert knows `KNOWN`, and `suite.yaml`."""
-    task = TaskConfig(type="classifier", train="train.csv", validation="val.csv",
-                      out_of_scope="oos")
     write_csv(tmp_path / "train.csv", 40, 0)
     write_csv(tmp_path / "val.csv", 20, 1)
-    write_suite(tmp_path)
-    bundle = word_bundle()
-    data = replace(bundle.config.data, root=str(tmp_path), cache=str(tmp_path / "cache"))
-    bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}, data=data))
-    bundle = update(bundle, expert="intent-0", config=task, root=str(tmp_path), fit=FAST).bundle
-    save_checkpoint(bundle, tmp_path / "best.ckpt")
+    save_checkpoint(intent_expert(tmp_path, FAST), tmp_path / "best.ckpt")
     return tmp_path / "best.ckpt"
 
 
 def send(best: Path, folder: Path, corrections: Iterable[tuple[str, str, str]]) -> int:
     """What a server does with (source, text, label); how many it refuses."""
-    model, refused = MixtureOfExperts.from_pretrained(best, "cpu"), 0
-    quarantine = Quarantine(folder, per_source=50)
-    for source, text, label in corrections:
-        value = {"text": text, "task": "intent", "label": label}
-        correction, request = parse_correction(value, model.tasks)
-        try:
-            quarantine.admit(source)
-        except QuotaReached:
-            refused += 1
-            continue
-        said = model.answer([request])[0]["answers"]["intent"]
-        quarantine.keep(hold(correction, model.tasks[0], source=source, model="", said=said))
-    return refused
+    model = MixtureOfExperts.from_pretrained(best, "cpu")
+    return feedback.send(model, folder, "intent", corrections)["refused"]
 
 
 def right(ckpt: Path, asked: list[str], label: str) -> float:
@@ -219,10 +195,10 @@ def test_it_says_what_an_update_cannot_mend() -> None:
     (["--train", "a.csv", "--own_rows", "5"], "--own_rows 5: belongs to --feedback"),
 ])  # fmt: skip
 def test_mistakes_of_the_command_line(
-    word_bundle: Callable[..., Bundle], tmp_path: Path, arguments: list[str], part: str
+    word_bundle: Callable[..., Bundle], judged: None, tmp_path: Path, arguments: list[str],
+    part: str,
 ) -> None:
     save_checkpoint(word_bundle(), tmp_path / "best.ckpt")
-    write_suite(tmp_path)
     (tmp_path / "feedback-20261122.jsonl").touch()
     words = [word.format(held=tmp_path) for word in arguments]
     with pytest.raises(InputError) as error:

@@ -36,8 +36,7 @@ def test_exemplars_of_an_added_task_count_where_the_gate_chose_it(
     rows = [Example(text=text, label="cats") for text in asked]
     table = build_table(rows, topic, 3, bundle.tokenizer, tmp_path / "cache")
     said = collect_table(bundle, table, torch.device("cpu"))
-    profile = validation_profile(
-        [table], [said], bundle.calibration, bundle.model.tasks, bundle.config.data)
+    profile = validation_profile([table], [said], bundle.calibration, bundle.model.tasks)
     answers = MixtureOfExperts(bundle, "cpu").predict(asked, explain=True)
     served = [row_of(a, named=False, tokens=1, characters=1, latency=1.0) for a in answers]
     first = {row.tasks[0] for row in served}

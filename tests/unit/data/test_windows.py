@@ -44,6 +44,12 @@ def test_a_tokenizers_own_truncation_and_padding_are_dropped(word_tokenizer) -> 
     assert len(tokens) == 5
 
 
+def test_the_tokens_that_words_break_into(word_tokenizer: TextTokenizer) -> None:
+    # Unknown words break into letters: 0, 0, and one token beyond the first of two letters.
+    texts = ["the abbot in", "the abbot", ""]
+    assert word_tokenizer.fragmentation(texts) == pytest.approx([1 / 6, 0.0, 0.0])
+
+
 def test_json_round_trip(word_tokenizer: TextTokenizer) -> None:
     copy = TextTokenizer.from_json(word_tokenizer.to_json())
     assert copy.to_json() == word_tokenizer.to_json()

@@ -42,7 +42,7 @@ def draw() -> Callable[..., Profile]:
             no_answer_N=np.full(rows, -1, dtype=np.int8),
             confidence_N=chance.beta(8, 2, rows).astype(np.float32),
             strangeness_N=(chance.normal(size=rows) + strange).astype(np.float32),
-            spelling_N=(chance.normal(size=rows) + spelling).astype(np.float32),
+            fragmentation_N=(chance.normal(size=rows) + spelling).astype(np.float32),
             embedding_MD=embedded.astype(np.float16),
         )
 

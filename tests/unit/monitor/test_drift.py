@@ -98,7 +98,7 @@ def test_unchanged_traffic_raises_no_alert(
     ({"refused": 0.15}, "abstained", "requests that fit no task rose from 0.0 % to"),
     ({"rejected": 0.3}, "out of scope", "out-of-scope rate of intent rose from"),
     ({"strange": 0.5}, "strangeness", "likeness to texts of no task"),
-    ({"spelling": 0.5}, "spelling", "tokens a character"),
+    ({"spelling": 0.5}, "spelling", "breaking of words"),
     ({"moved": 2.0}, "embedding", "embeddings moved"),
 ])  # fmt: skip
 def test_each_change_is_named(

@@ -47,13 +47,13 @@ def test_streams_hold_what_they_say(answered: Answered) -> None:
     assert shares[0] == pytest.approx(pool.shares_T[0], abs=0.03)
     assert abs(shares[1] - pool.shares_T[0]) == pytest.approx(0.1, abs=0.03)
     assert (new_domain(pool, 400).strangeness_N > 50).sum() == 60
-    assert (more_typos(pool, 400).spelling_N > 25).sum() == 80
+    assert (more_typos(pool, 400).fragmentation_N > 25).sum() == 80
 
 
 def test_the_reference_holds_no_request_of_a_stream(answered: Answered) -> None:
     pool = make_pool(answered, 3)
-    seen = set(pool.reference.spelling_N.tolist())
-    assert seen.isdisjoint(unchanged(pool, 500).spelling_N.tolist())
+    seen = set(pool.reference.fragmentation_N.tolist())
+    assert seen.isdisjoint(unchanged(pool, 500).fragmentation_N.tolist())
 
 
 def test_a_study_counts_streams(answered: Answered) -> None:

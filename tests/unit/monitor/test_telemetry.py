@@ -38,6 +38,7 @@ def answer(task: str, said: dict[str, Any] | None, **explanation: Any) -> dict[s
         "explanation": {
             "probabilities": {"mood-0": 0.1, "mood-1": 0.2, "qa-0": 0.7},
             "strangeness": -0.375,
+            "fragmentation": 0.5,
             **explanation,
         },
     }
@@ -87,7 +88,8 @@ def test_rows_come_back_in_order_without_texts(
     assert [pq.read_table(part).num_rows for part in parts] in ([3, 2], [2, 3])
     assert set(pq.read_table(parts[0]).column_names) == {
         "time", "model", "probabilities", "tasks", "experts", "latency_ms", "named", "abstained",
-        "out_of_scope", "no_answer", "confidence", "strangeness", "tokens", "characters",
+        "out_of_scope", "no_answer", "confidence", "strangeness", "fragmentation", "tokens",
+        "characters",
     }  # fmt: skip
     traffic = read_traffic(tmp_path / "t", SPECS)
     found = traffic.profile
@@ -98,7 +100,7 @@ def test_rows_come_back_in_order_without_texts(
     assert found.no_answer_N.tolist() == [-1, -1, 1, -1]
     assert np.isnan(found.confidence_N).tolist() == [False, True, False, False]
     assert np.isnan(found.strangeness_N).tolist() == [False, False, False, True]
-    assert found.spelling_N.tolist() == [0.5] * 4  # 6 tokens for 12 characters
+    assert found.fragmentation_N.tolist() == [0.5] * 4
 
 
 def test_embeddings_are_kept_in_half_precision(

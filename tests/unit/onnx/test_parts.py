@@ -85,9 +85,11 @@ def test_a_gate_of_every_kind_reads_what_torch_reads(
 
 
 def test_an_expert_of_every_kind(tiny_model: Any, open_part: Callable[..., Any]) -> None:
-    kinds = [("none", "mean"), ("ffn", "first"), ("transformer", "mean"), ("none", "first")]
+    kinds = [("none", "mean", "sentiment-0"), ("none", "first", "sentiment-0"),
+             ("ffn", "first", "sentiment-0"), ("transformer", "mean", "sentiment-0"),
+             ("transformer", "first", "qa-0")]
     experts = [tiny_model(expert={"trunk": trunk, "pooling": pooling}).eval().experts[name]
-               for trunk, pooling in kinds for name in ("sentiment-0", "qa-0")]
+               for trunk, pooling, name in kinds]
     samples = [states(*size) for size in ROWS]
     with torch.no_grad():
         expected = [[expert(*tensors.values()).clamp(min=OUTSIDE) for expert in experts]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from moe.ports import free_port
 from moe.rehearsal import loop
 from moe.rehearsal.phrases import changed, flipped, new_phrasing, suite_rows, usual
-from moe.rehearsal.shell import Server, StepFailed, free_port, run, serving, wait_for
+from moe.rehearsal.shell import Server, StepFailed, run, serving, wait_for
 from moe.release.scores import Gold
 from moe.types import InputError
 
