@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -12,7 +13,7 @@ from faststream.confluent import KafkaBroker, KafkaMessage, Topic
 from moe.events.link import Link, MessageTooLarge, broker_log, log
 from moe.events.messages import Outgoing, Taken
 from moe.events.metrics import EventMetrics
-from moe.events.settings import EventSettings
+from moe.events.settings import EventSettings, without_secret
 from moe.events.worker import Worker
 from moe.types import InputError
 
@@ -55,17 +56,27 @@ class KafkaLink(Link):
         """Connects, and begins to take."""
         await self._broker.connect()
         if not await self._broker.ping(_CONNECT_SECONDS):
-            raise InputError(f"--broker {self._settings.broker}: no Kafka answers")
+            raise InputError(f"--broker {without_secret(self._settings.broker)}: no Kafka answers")
         await self._broker.start()
 
     async def _take(self, message: KafkaMessage) -> None:
         records: Any = message.raw_message
         try:
             await asyncio.gather(*(self.settle(_taken(record)) for record in records))
-            await message.ack()
         except Exception as error:
             self.give_back(error)
             await self._rewind(message)
+        else:
+            self._commit(records)
+
+    def _commit(self, records: Sequence[Any]) -> None:
+        """Commits these records alone: the default also commits what a rewound partition was at."""
+        client = self._subscriber.consumer
+        try:
+            if client is not None:
+                client.consumer.commit(offsets=after(records), asynchronous=True)
+        except KafkaException as error:  # another has the partition now, and answers them again
+            log.warning("not committed", extra={"fields": {"error": str(error)[:300]}})
 
     async def _rewind(self, message: KafkaMessage) -> None:
         """Lets a batch be taken again: a later commit would step over it."""
@@ -110,6 +121,15 @@ class KafkaLink(Link):
     async def stop(self) -> None:
         """Takes nothing more, waits for the batch in hand, and leaves the group."""
         await self._broker.stop()
+
+
+def after(records: Sequence[Any]) -> list[TopicPartition]:
+    """What to commit when these records are answered: in each partition the offset after them."""
+    ends: dict[tuple[str, int], int] = {}
+    for record in records:
+        place = record.topic(), record.partition()
+        ends[place] = max(ends.get(place, 0), record.offset() + 1)
+    return [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
 
 
 def _taken(record: Any) -> Taken:

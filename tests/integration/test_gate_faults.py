@@ -1,4 +1,4 @@
-"""Damaged copies of a trained model are refused, and an undamaged one passes.
+"""Damaged copies of a trained model are refused; an undamaged one and other trainings pass.
 
 The limits of `SUITE` were not changed after the first verdict on any of them.
 """
@@ -243,4 +243,13 @@ def test_a_damaged_model_is_refused(
 def test_an_undamaged_copy_passes(baseline: Path, rows: Path, tmp_path: Path) -> None:
     candidate = damaged(baseline, lambda bundle: None, tmp_path / "candidate")
     report = check(str(candidate), str(baseline), rows / "suite.yaml")
+    assert report.passed, report.refused
+
+
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_another_training_passes(
+    train: Callable[[int], Path], baseline: Path, rows: Path, seed: int
+) -> None:
+    report = check(str(train(seed)), str(baseline), rows / "suite.yaml")
+    print(seed, [verdict.name for verdict in report.refused])
     assert report.passed, report.refused

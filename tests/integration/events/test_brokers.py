@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +170,19 @@ def test_streams_of_the_operator_are_taken_as_they_are(nats: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("places", "expected"), [
+    ([("t", 0, 7), ("t", 0, 8)], [("t", 0, 9)]),
+    ([("t", 1, 4), ("t", 0, 8), ("t", 1, 3)], [("t", 0, 9), ("t", 1, 5)]),
+])
+def test_what_is_committed_is_what_was_answered(places: Any, expected: Any) -> None:
+    from moe.events.kafka import after
+
+    records = [SimpleNamespace(topic=lambda t=t: t, partition=lambda p=p: p, offset=lambda o=o: o)
+               for t, p, o in places]
+    found = sorted((part.topic, part.partition, part.offset) for part in after(records))
+    assert found == expected
+
+
 @pytest.mark.slow
 def test_kafka_headers_that_are_no_text_stop_nothing() -> None:
     from confluent_kafka import Producer
@@ -189,12 +203,17 @@ def test_kafka_headers_that_are_no_text_stop_nothing() -> None:
         asyncio.run(main(broker))
 
 
-def test_no_broker_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe.events.nats._CONNECT_SECONDS", 0.5)
+@pytest.mark.parametrize(("kind", "said"), [
+    ("nats", "no NATS with JetStream"), ("kafka", "no Kafka answers"),
+])
+def test_no_broker_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    monkeypatch.setattr(f"moe.events.{kind}._CONNECT_SECONDS", 0.5)
 
     async def main() -> None:
-        async with consumer("nats://me:secret@127.0.0.1:9", Model()):
+        async with consumer(f"{kind}://me:secret@127.0.0.1:9", Model()):
             raise AssertionError("connected to nothing")
 
-    with pytest.raises(InputError, match=r"nats://\*\*\*@127.0.0.1:9: no NATS with JetStream"):
+    with pytest.raises(InputError, match=rf"{kind}://\*\*\*@127.0.0.1:9: {said}"):
         asyncio.run(main())
