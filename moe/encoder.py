@@ -267,8 +267,8 @@ def encode_with_middle(
 
 
 def middle_layer(encoder: DistilBertModel) -> int:
-    """The layer, counted from 1, whose states gate bricks read, too."""
-    return len(encoder.transformer.layer) // 2
+    """The layer, counted from 1, whose states gate bricks read, too, and experts may."""
+    return max(1, len(encoder.transformer.layer) // 2)
 
 
 def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:

@@ -36,11 +36,13 @@ class Embedded:
 
     Attributes:
         hidden_BLD: Token states.
+        middle_BLD: Those of the middle layer; None if nothing reads them.
         pooled_BD: What the gate reads, (B, D) or (B, 2D).
-        deep_BD: Of a middle layer, what bricks of the gate read too; None if nothing does.
+        deep_BD: Of the middle layer, what bricks of the gate read too; None likewise.
     """
 
     hidden_BLD: Tensor
+    middle_BLD: Tensor | None
     pooled_BD: Tensor
     deep_BD: Tensor | None
 
@@ -81,6 +83,7 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleDict(experts)
         self.tasks = tuple(tasks)
         self.task_sizes = tuple(task.num_experts for task in tasks)
+        self.reads_middle = tuple(task.middle for task in tasks for _ in task.expert_names)
         self.pooling = pooling
         self.top_k = top_k
         self.train_top_k = 2 if train_top_k is None else train_top_k
@@ -114,17 +117,18 @@ class Mixture(nn.Module):
 
         Args:
             batches: They are encoded together.
-            deep: Whether `deep_BD` is wanted also if no brick reads it.
+            deep: Whether the middle layer is wanted also if nothing reads it.
         """
         blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
         masks = [(batch.attention_mask, batch.context_mask) for batch in batches]
-        if deep or len(self.gate.bricks):
+        if deep or len(self.gate.bricks) or any(self.reads_middle):
             states: list[Any] = [*encode_with_middle(self.encoder, blocks)]
         else:
             states = [(hidden_BLD, None) for hidden_BLD in encode_together(self.encoder, blocks)]
         return [
             Embedded(
                 hidden_BLD=hidden_BLD,
+                middle_BLD=middle_BLD,
                 pooled_BD=pool(hidden_BLD, *mask, self.pooling),
                 deep_BD=None if middle_BLD is None else pool(middle_BLD, *mask, "text"),
             )
@@ -138,7 +142,7 @@ class Mixture(nn.Module):
         tasks_BT: Tensor | None,
         allowed_BT: Tensor | None,
     ) -> MixtureOutput:
-        hidden_BLD, pooled_BD = embedded.hidden_BLD, embedded.pooled_BD
+        pooled_BD = embedded.pooled_BD
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
             batch.request_ids,
@@ -149,7 +153,9 @@ class Mixture(nn.Module):
         outputs = []
         for assignment in dispatch(routing.chosen_BE):
             rows_N = assignment.rows_N
-            inputs = [hidden_BLD, batch.attention_mask, batch.context_mask]
+            reads_middle = self.reads_middle[assignment.expert]
+            states_BLD: Any = embedded.middle_BLD if reads_middle else embedded.hidden_BLD
+            inputs = [states_BLD, batch.attention_mask, batch.context_mask]
             if not assignment.is_whole:
                 inputs = [tensor[rows_N] for tensor in inputs]
             logits = modules[assignment.expert](*inputs)

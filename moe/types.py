@@ -83,6 +83,7 @@ class TaskSpec:
         experts: The experts one by one; empty as trained: numbered, one row of the gate each.
         trunk: Kind of the experts' trunk; None is that of the config.
         trunk_width: Width inside its feed-forward block; None is the encoder's.
+        middle: Whether the experts read the states of the encoder's middle layer, not the last.
     """
 
     name: str
@@ -94,6 +95,7 @@ class TaskSpec:
     experts: tuple[ExpertSpec, ...] = ()
     trunk: TrunkKind | None = None
     trunk_width: int | None = None
+    middle: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:

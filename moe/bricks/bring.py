@@ -46,7 +46,8 @@ def bring(bundle: Bundle, *, expert: str, other: Bundle, old_root: str | None = 
         raise InputError(f"--from: it remembers no rows of {spec.name!r}: grow the task instead")
     rows_XP = other.memory[spec.name]
     data = brick_data(start, spec.name, rows_XP, np.zeros(len(rows_XP), dtype=np.int64))
-    after, name = with_untrained(start, replace(spec, experts=()), data, seed=0)
+    shape = replace(spec, experts=(), trunk=spec.trunk or other.config.model.expert.trunk)
+    after, name = with_untrained(start, shape, data, seed=0)
     module: Any = after.model.experts[name]
     module.load_state_dict(other.model.experts[expert].state_dict())
     brick: Any = after.model.gate.bricks[name]
@@ -69,7 +70,7 @@ def bring(bundle: Bundle, *, expert: str, other: Bundle, old_root: str | None = 
 
 
 def _shape(task: TaskSpec) -> tuple[Any, ...]:
-    return task.type, task.labels, task.out_of_scope, task.trunk, task.trunk_width
+    return task.type, task.labels, task.out_of_scope, task.trunk, task.trunk_width, task.middle
 
 
 def _with_fitted(

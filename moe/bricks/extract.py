@@ -1,7 +1,7 @@
 """One task as a stand-alone model of Hugging Face's own class, without this project.
 
-A `transformer` trunk has the form of a DistilBERT layer and becomes one more of it; the head is
-DistilBERT's.
+A `transformer` trunk has the form of a DistilBERT layer and becomes one more of it; of an expert
+that reads the middle layer the encoder ends there. The head is DistilBERT's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import (
     DistilBertConfig,
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -26,7 +27,7 @@ from moe.bricks.tasks import find_task
 from moe.checkpoint import Bundle
 from moe.data.collate import collate
 from moe.data.windows import make_windows
-from moe.encoder import encode
+from moe.encoder import encode_with_middle, middle_layer
 from moe.experts import Expert
 from moe.types import InputError, TaskSpec
 
@@ -35,6 +36,11 @@ PROBES = (
     ("A short text.", "A passage about a mill that was built in 1790 by Ada Brook."),
     ("what is the weather like in the mountains, and how do I get there?", "It rains. Often."),
 )
+_CLASSES: dict[str, Any] = {
+    "classifier": DistilBertForSequenceClassification,
+    "span": DistilBertForQuestionAnswering,
+    "tagger": DistilBertForTokenClassification,
+}
 _TRUNK_TO_LAYER = {
     "trunk.attention.query": "attention.q_lin",
     "trunk.attention.key": "attention.k_lin",
@@ -84,7 +90,7 @@ def extract(bundle: Bundle, *, task: str, out: str | Path, expert: str | None = 
     module: Any = bundle.model.experts[name]
     _check_form(bundle, spec, module)
     model = _assembled(bundle, spec, module)
-    largest = _difference(bundle, module, model)
+    largest = _difference(bundle, spec, module, model)
     if not largest <= LARGEST:
         raise InputError(
             f"extract {task!r}: logits differ by {largest:.2g} from the mixture's, more than "
@@ -133,7 +139,8 @@ def _assembled(bundle: Bundle, task: TaskSpec, expert: Expert) -> Any:
     """The model of Hugging Face's class with copied weights."""
     encoder = bundle.model.encoder
     extra = int(expert.trunk.attention is not None)  # type: ignore[union-attr]
-    shape = {**encoder.config.to_dict(), "n_layers": encoder.config.n_layers + extra}
+    own = middle_layer(encoder) if task.middle else encoder.config.n_layers
+    shape = {**encoder.config.to_dict(), "n_layers": own + extra}
     names = [*task.labels, *([task.out_of_scope] if task.out_of_scope else [])]
     if names:
         shape |= {
@@ -141,10 +148,14 @@ def _assembled(bundle: Bundle, task: TaskSpec, expert: Expert) -> Any:
             "label2id": {n: i for i, n in enumerate(names)},
         }
     config = DistilBertConfig.from_dict(shape)
-    kind = DistilBertForSequenceClassification if names else DistilBertForQuestionAnswering
-    model = kind(config).eval()
-    state = {f"distilbert.{k}": v for k, v in encoder.state_dict().items()}
-    layer = f"distilbert.transformer.layer.{encoder.config.n_layers}."
+    model = _CLASSES[task.type](config).eval()
+    beyond = tuple(f"transformer.layer.{n}." for n in range(own, encoder.config.n_layers))
+    state = {
+        f"distilbert.{name}": tensor
+        for name, tensor in encoder.state_dict().items()
+        if not name.startswith(beyond)
+    }
+    layer = f"distilbert.transformer.layer.{own}."
     for key, tensor in expert.state_dict().items():
         module, _, kind_of = key.rpartition(".")
         if module in _TRUNK_TO_LAYER:
@@ -190,7 +201,7 @@ def _tokenizer(bundle: Bundle) -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def _difference(bundle: Bundle, expert: Expert, model: Any) -> float:
+def _difference(bundle: Bundle, task: TaskSpec, expert: Expert, model: Any) -> float:
     """Largest difference of a logit on `PROBES`, where both are finite."""
     tokenizer, data = bundle.tokenizer, bundle.config.data
     shape: Mapping[str, int] = {"max_length": data.max_length, "stride": data.stride}
@@ -201,8 +212,9 @@ def _difference(bundle: Bundle, expert: Expert, model: Any) -> float:
         for (text, _), (context, _) in zip(texts, contexts, strict=True)
     ]
     batch = collate(windows, range(len(windows)), tokenizer)
-    hidden_BLD = encode(bundle.model.encoder, batch.input_ids, batch.attention_mask)
-    ours = expert(hidden_BLD, batch.attention_mask, batch.context_mask)
+    blocks = [(batch.input_ids, batch.attention_mask)]
+    last_BLD, middle_BLD = encode_with_middle(bundle.model.encoder, blocks)[0]
+    ours = expert(middle_BLD if task.middle else last_BLD, batch.attention_mask, batch.context_mask)
     said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
     theirs = (
         said.logits

@@ -65,11 +65,12 @@ def grow(
     else:
         check_new_name(bundle, task)
         rows = read_rows(bundle, task, config, root=root)
+    spec = rows.spec if also else added_shape(bundle, rows.spec)
     start = with_memory(bundle, old_root)
-    encoded = encode_rows(start, rows.train)
+    encoded = encode_rows(start, replace(rows.train, spec=spec))
     wide_NP, classes_N = encoded.wide_rows(), rows.train.labels()
     brick = brick_data(start, task, wide_NP, classes_N)
-    grown, name = with_untrained(start, rows.spec, brick, fit.seed)
+    grown, name = with_untrained(start, spec, brick, fit.seed)
     expert: Any = grown.model.experts[name]
     losses = fit_expert(expert, encoded, grown.tokenizer, fit)
     routed = fit_brick(grown.model.gate.bricks[name], brick, fit.seed)  # type: ignore[arg-type]
@@ -85,6 +86,16 @@ def grow(
     )
 
 
+def added_shape(bundle: Bundle, task: TaskSpec) -> TaskSpec:
+    """A new task with the form of its experts.
+
+    Their trunk is smaller than an encoder layer. A tagger reads the middle layer: the last one of
+    a trained model has forgotten much of what single words are (`docs/bricks.md`).
+    """
+    width = int(WIDTH * bundle.model.encoder.config.hidden_dim)
+    return replace(task, trunk="transformer", trunk_width=width, middle=task.type == "tagger")
+
+
 def with_untrained(
     bundle: Bundle, spec: TaskSpec, data: BrickData, seed: int
 ) -> tuple[Bundle, str]:
@@ -97,9 +108,7 @@ def with_untrained(
         old = known[spec.name]
         changed = with_experts(old, [*old.experts, expert])
     else:
-        width = int(WIDTH * bundle.model.encoder.config.hidden_dim)
-        shape = replace(spec, trunk="transformer", trunk_width=width)
-        changed = with_experts(shape, [expert])
+        changed = with_experts(spec, [expert])
     model = rebuild(bundle, replace_task(tasks, changed), seed)
     return replace(bundle, model=model), name
 

@@ -82,7 +82,7 @@ def encode_rows(bundle: Bundle, table: TaskTable, rows: Sequence[int] | None = N
 
     Args:
         bundle: Whose encoder, in evaluation mode.
-        table: Of the rows.
+        table: Of the rows; its task says which layer.
         rows: Some of its rows; None is all.
     """
     model, data = bundle.model, bundle.config.data
@@ -95,7 +95,9 @@ def encode_rows(bundle: Bundle, table: TaskTable, rows: Sequence[int] | None = N
     wide: list[Tensor] = [torch.empty(0)] * len(windows)
     for group in token_budget(lengths, data.max_tokens, data.max_padding):
         batch = collate([windows[i] for i in group], range(len(group)), bundle.tokenizer)
-        hidden_BLD, wide_BP = _states(model, batch, bundle.precision.startswith("bf16"))
+        hidden_BLD, wide_BP = _states(
+            model, batch, bundle.precision.startswith("bf16"), table.spec.middle
+        )
         for place, i in enumerate(group):
             states_SD[starts[i] : starts[i + 1]] = hidden_BLD[place, : lengths[i]]
             wide[i] = wide_BP[place]
@@ -108,14 +110,15 @@ def encode_rows(bundle: Bundle, table: TaskTable, rows: Sequence[int] | None = N
     )
 
 
-def _states(model: Mixture, batch: Batch, bf16: bool) -> tuple[Tensor, Tensor]:
+def _states(model: Mixture, batch: Batch, bf16: bool, middle: bool) -> tuple[Tensor, Tensor]:
     device = next(model.encoder.parameters()).device
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         embedded = model.embed([batch], deep=True)[0]
-    assert embedded.deep_BD is not None
+    assert embedded.deep_BD is not None and embedded.middle_BLD is not None
+    hidden_BLD = embedded.middle_BLD if middle else embedded.hidden_BLD
     wide_BP = torch.cat([embedded.pooled_BD, embedded.deep_BD], -1)
-    return embedded.hidden_BLD.float().cpu(), wide_BP.float().cpu()
+    return hidden_BLD.float().cpu(), wide_BP.float().cpu()
 
 
 def shuffled_batches(

@@ -123,10 +123,9 @@ class ExportedGate(nn.Module):
         self.dim = model.encoder.config.dim
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.gate.bricks:
-            pooled = pool(hidden, attention, context, self.pooling)
-            return self.gate.logits(pooled), pooled
         pooled = pool(hidden[..., : self.dim], attention, context, self.pooling)
+        if not self.gate.bricks:
+            return self.gate.logits(pooled), pooled
         deep = pool(hidden[..., self.dim :], attention, context, "text")
         return self.gate.logits(pooled, deep), pooled
 
@@ -136,18 +135,18 @@ class ExportedExpert(nn.Module):
 
     Args:
         expert: It is changed.
-        dim: Encoder width, where `hidden` has a middle layer behind it; None: it has none.
+        states: What it reads of `hidden`, where the last layer has the middle one behind it.
     """
 
-    def __init__(self, expert: Any, dim: int | None = None) -> None:
+    def __init__(self, expert: Any, states: slice | None = None) -> None:
         super().__init__()
-        self.expert, self.dim = expert, dim
+        self.expert, self.states = expert, states
         if expert.trunk.attention is not None:
             expert.trunk.attention = _TrunkAttention(expert.trunk.attention)
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> Tensor:
-        if self.dim is not None:
-            hidden = hidden[..., : self.dim]
+        if self.states is not None:
+            hidden = hidden[..., self.states]
         logits: Tensor = self.expert(hidden, attention, context)
         return logits.clamp(min=OUTSIDE)
 
@@ -161,7 +160,8 @@ def export_parts(model: Mixture) -> Parts:
     """
     model = copy.deepcopy(model).cpu().eval()
     dim: int = model.encoder.config.dim
-    middle = middle_layer(model.encoder) if len(model.gate.bricks) else 0
+    has_middle = len(model.gate.bricks) > 0 or any(model.reads_middle)
+    middle = middle_layer(model.encoder) if has_middle else 0
     width = 2 * dim if middle else dim
     tokens = ("hidden", "attention", "context")
     return Parts(
@@ -175,12 +175,20 @@ def export_parts(model: Mixture) -> Parts:
             ExpertPart(
                 name=name,
                 model=export_module(
-                    ExportedExpert(expert, dim if middle else None), tokens, ["answer"], width
+                    ExportedExpert(expert, _states(dim, reads) if middle else None),
+                    tokens,
+                    ["answer"],
+                    width,
                 ),
             )
-            for name, expert in model.experts.items()
+            for (name, expert), reads in zip(model.experts.items(), model.reads_middle, strict=True)
         ),
     )
+
+
+def _states(dim: int, middle: bool) -> slice:
+    """Of `hidden`: the last layer, or the middle one behind it."""
+    return slice(dim, 2 * dim) if middle else slice(0, dim)
 
 
 def export_module(

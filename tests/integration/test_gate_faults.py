@@ -22,7 +22,7 @@ from moe.release.check import check
 pytestmark = pytest.mark.slow
 Run = Callable[..., Any]
 Damage = Callable[[Bundle], Bundle | None]
-STEPS = 150
+STEPS = 500
 NAMES = [chr(97 + k) * 3 for k in range(26)]
 SUITE: dict[str, Any] = {
     "tasks": {

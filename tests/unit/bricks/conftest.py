@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,3 +76,14 @@ def new_rows(tmp_path: Path) -> Path:
     (tmp_path / "topic.csv").write_text("\n".join(["text,label", *rows]))
     torch.manual_seed(0)
     return tmp_path / "topic.csv"
+
+
+@pytest.fixture
+def tagged_rows(tmp_path: Path) -> Path:
+    """`slots.jsonl`: words of which some are animals."""
+    lines = []
+    for text in texts("cat purr paw dog bark", 40):
+        tags = ["B-animal" if word in ("cat", "dog") else "O" for word in text.split()]
+        lines.append(json.dumps({"tokens": text.split(), "tags": tags}))
+    (tmp_path / "slots.jsonl").write_text("\n".join(lines))
+    return tmp_path / "slots.jsonl"

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
@@ -23,7 +24,7 @@ from moe.checkpoint import Bundle, save_checkpoint
 from moe.config import TaskConfig
 from moe.data.collate import collate
 from moe.data.windows import make_windows
-from moe.encoder import encode
+from moe.encoder import encode, encode_with_middle
 from moe.predict import MixtureOfExperts
 from moe.types import InputError
 
@@ -37,16 +38,21 @@ def grown(bundle: Bundle, rows: Path) -> Bundle:
     return grow(bundle, task="topic", config=task, fit=FEW).bundle
 
 
+def with_tagger(bundle: Bundle, rows: Path) -> Bundle:
+    task = TaskConfig(type="tagger", train=str(rows))
+    return grow(bundle, task="slots", config=task, fit=replace(FEW, epochs=8)).bundle
+
+
 @pytest.mark.slow
 def test_a_grown_model_answers_the_same_from_onnx(
-    old_model: Old, new_rows: Path, tmp_path: Path
+    old_model: Old, new_rows: Path, tagged_rows: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript")
     from moe.onnx.export import export
     from moe.onnx.predictor import OnnxMixtureOfExperts
 
     few = remove(remove(old_model(), task="intent").bundle, expert="sentiment-0").bundle
-    made = grown(few, new_rows)  # exporting takes seconds for each expert
+    made = with_tagger(grown(few, new_rows), tagged_rows)  # each expert takes seconds
     save_checkpoint(made, tmp_path / "grown.ckpt")
     export(tmp_path / "grown.ckpt", tmp_path / "onnx")  # refuses to write what differs
     asked = [*texts("cat purr paw", 3), *texts("good film bad", 3), *texts("zz 7 8 9", 3),
@@ -54,6 +60,10 @@ def test_a_grown_model_answers_the_same_from_onnx(
     ours = MixtureOfExperts(made, "cpu").predict(asked)
     theirs = OnnxMixtureOfExperts.from_pretrained(tmp_path / "onnx").predict(asked)
     assert {a["routing"][0]["task"] for a in ours} > {"topic"}
+    named = {"text": "the cat and the dog", "tasks": ["slots"]}
+    both = [model.predict(named)["answers"]["slots"] for model in (
+        MixtureOfExperts(made, "cpu"), OnnxMixtureOfExperts.from_pretrained(tmp_path / "onnx"))]
+    assert both[0].keys() == both[1].keys() and str(both[0])[:60] == str(both[1])[:60]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["abstained"] == other["abstained"]
         assert [r["task"] for r in mine["routing"]] == [r["task"] for r in other["routing"]]
@@ -102,6 +112,29 @@ def test_a_span_task_in_plain_transformers(old_model: Old, tmp_path: Path) -> No
     finite = torch.isfinite(ours)
     assert finite[0, :, 0].tolist() == [True, False, False, False, *[True] * 5, False]
     assert_close(theirs[finite], ours[finite], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_grown_tagger_reads_the_middle_layer(
+    old_model: Old, tagged_rows: Path, tmp_path: Path
+) -> None:
+    made = with_tagger(old_model(), tagged_rows)
+    done = extract(made, task="slots", out=tmp_path / "hf")
+    assert done.layers == 2  # one of the encoder's two, and the trunk
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = model(**tokenizer("the cat and the dog", return_tensors="pt")).logits
+    ids = made.tokenizer.encode(["the cat and the dog"])[0][0]
+    batch = collate([make_windows(ids, None, max_length=32, stride=4)[0]], [0], made.tokenizer)
+    blocks = [(batch.input_ids, batch.attention_mask)]
+    last, middle = encode_with_middle(made.model.encoder, blocks)[0]
+    masks = batch.attention_mask, batch.context_mask
+    expert = made.model.experts["slots-0"]
+    assert_close(theirs, expert(middle, *masks), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(theirs, expert(last, *masks), atol=1e-2)
+    slots = [task.name == "slots" for task in made.model.tasks]
+    output = made.model(batch, tasks_BT=torch.tensor([slots]))
+    assert_close(output.experts[0].logits, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "message"), [
