@@ -255,6 +255,17 @@ def test_an_expert_comes_from_another_checkpoint(old_model: Old, new_rows: Path)
         bring(bundle, expert="qa-7", other=bundle)
 
 
+def test_a_task_that_was_trained_jointly_is_brought_with_its_trunk(old_model: Old) -> None:
+    whole = old_model()
+    few = remove(whole, task="intent").bundle
+    back = bring(few, expert="intent-1", other=whole).bundle
+    name = back.model.tasks[-1].expert_names[0]
+    ours = back.model.experts[name].state_dict()
+    theirs = whole.model.experts["intent-1"].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+
+
 # --- the command ------------------------------------------------------------------------------
 
 
