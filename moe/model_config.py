@@ -33,12 +33,15 @@ class EncoderConfig:
         dropout: Probability of dropout on embeddings and sub-layer outputs.
         attention_dropout: Probability of dropout on attention weights. Above 0, PyTorch leaves
             its fused attention on a CPU (`docs/results.md`).
+        compile: Whether `torch.compile` fuses the feed-forward blocks in training; needs a C++
+            compiler.
     """
 
     name: str = "minilm-l6"
     freeze: Literal["none", "embeddings", "all"] | int = "none"
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_range("model.encoder", self, "dropout attention_dropout", 0, 0.99)

@@ -22,7 +22,7 @@ from moe.data.mixing import StepPlanner
 from moe.data.module import MixtureData, build_planner
 from moe.data.prepare import Tables, build_tables
 from moe.data.windows import TextTokenizer
-from moe.encoder import freeze, load_encoder, resolve_folder, set_dropout
+from moe.encoder import compile_blocks, freeze, load_encoder, resolve_folder, set_dropout
 from moe.evaluation import Evaluation, baseline, main_metric
 from moe.interrupt import StopSignals
 from moe.launch import build_trainer, exchange, quiet
@@ -119,6 +119,8 @@ def _build(
         attention_dropout=encoder_config.attention_dropout,
     )
     freeze(encoder, encoder_config.freeze)
+    if encoder_config.compile:
+        compile_blocks(encoder)
     if config.data.max_length > encoder.config.max_position_embeddings:
         raise InputError(
             f"data.max_length {config.data.max_length} is more than the encoder's "

@@ -17,13 +17,14 @@ from moe.allocator import keep_freed_memory
 from moe.benchmarks.models import SHAPES
 from moe.benchmarks.pairs import Benchmark, Case, Options
 from moe.benchmarks.processes import run_side
-from moe.encoder import MINILM, build_encoder, encode_together
+from moe.encoder import MINILM, build_encoder, compile_blocks, encode_together
 
 # What each side of a case sets; everything else is as in training.
 SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "allocator": ({"keep": True}, {"keep": False}),
     "attention_dropout": ({"attention_dropout": 0.0}, {"attention_dropout": 0.1}),
     "float32": ({"bf16": False}, {"bf16": True}),
+    "compile": ({"compiled": True}, {"compiled": False}),
     "together": ({"together": True}, {"together": False}),
 }
 # Rows and tokens of the micro-batches of one step, as `configs/local.yaml` has them.
@@ -40,6 +41,7 @@ def tokens_per_second(
     keep: bool = True,
     attention_dropout: float = 0.0,
     bf16: bool = False,
+    compiled: bool = False,
     together: bool | None = None,
     shape: str = MINILM,
 ) -> float:
@@ -53,6 +55,7 @@ def tokens_per_second(
         keep: Whether `keep_freed_memory` is called first.
         attention_dropout: Probability of dropout on attention weights.
         bf16: Whether to compute in bfloat16.
+        compiled: Whether `moe.encoder.compile_blocks` is called first.
         together: Whether the micro-batches of `STEP` are encoded together or one by one; None
             takes one of `rows` and `tokens`.
         shape: A key of `SHAPES`.
@@ -62,6 +65,8 @@ def tokens_per_second(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build_encoder({**SHAPES[shape], "attention_dropout": attention_dropout}).train()
+    if compiled:
+        compile_blocks(model)
     sizes = ((rows, tokens),) if together is None else STEP
     blocks = [torch.randint(1, model.config.vocab_size, size) for size in sizes]
     groups = [blocks] if together else [[block] for block in blocks]
@@ -93,8 +98,8 @@ def train_cpu(options: Options) -> Iterator[Case]:
 
 TRAIN_CPU = Benchmark(
     about="forward and backward of a bare encoder, 16 rows of 96 tokens: freed memory kept, no "
-    "dropout on attention weights, float32 instead of bfloat16; and the micro-batches of a step "
-    "like those of local.yaml encoded together",
+    "dropout on attention weights, float32 instead of bfloat16, compiled blocks; and the "
+    "micro-batches of a step like those of local.yaml encoded together",
     cases=train_cpu,
     unit="tokens/s",
     ratio="ours / baseline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from moe.encoder import (
     MINILM_SHA256,
     bert_to_distilbert,
     build_encoder,
+    compile_blocks,
     encode,
     encode_together,
     freeze,
@@ -119,6 +121,34 @@ def test_build_encoder_from_a_saved_config(tiny_encoder) -> None:
     built = build_encoder(json.loads(model.config.to_json_string(use_diff=False)))
     assert built.config.activation == "relu"
     built.load_state_dict(model.state_dict())  # strict: the same shapes
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_with_the_same_weights(tiny_encoder) -> None:
+    model, plain = tiny_encoder(), tiny_encoder()
+    compile_blocks(model)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert copy.deepcopy(model).state_dict().keys() == plain.state_dict().keys()
+    for rows, tokens in ((2, 5), (7, 11)):
+        ids = torch.randint(1, 100, (rows, tokens))
+        gradients = []
+        for encoder in (model, plain):
+            encoder.zero_grad()
+            encode(encoder, ids, ids > 0).square().mean().backward()
+            gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_no_compiler_is_one_clear_error(tiny_encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    model = tiny_encoder()
+    monkeypatch.setattr(type(model.transformer.layer[0].ffn), "compile", lambda *a, **k: None)
+    monkeypatch.setattr(model.transformer.layer[0].ffn, "forward", fail)
+    with pytest.raises(InputError, match=r"does not work here \(no C\+\+ compiler was found"):
+        compile_blocks(model)
 
 
 @pytest.mark.parametrize(("policy", "parts"), [
