@@ -31,6 +31,7 @@ def main() -> int:
     failed = False
     for name in names:
         with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+            Path(temporary).chmod(0o755)  # one check reads as another user
             report = CHECKS[name]((arguments.scratch or Path(temporary)) / name)
         print(report.finish(arguments.json and arguments.json / f"{name}.json"), flush=True)
         for line in report.failures[:20]:
