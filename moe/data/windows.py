@@ -110,11 +110,11 @@ class TextTokenizer:
 
 
 def _fragmentation(word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> float:
-    words_W, tokens_W = np.unique(np.array(word_ids, dtype=np.int64), return_counts=True)
-    if not len(words_W):
+    if not offsets:
         return 0.0
-    lengths = np.array([end - start for start, end in offsets])
-    characters_W = np.bincount(np.repeat(np.arange(len(words_W)), tokens_W), weights=lengths)
+    words = np.array(word_ids, dtype=np.int64)
+    _, word_of_token, tokens_W = np.unique(words, return_inverse=True, return_counts=True)
+    characters_W = np.bincount(word_of_token, weights=[end - start for start, end in offsets])
     return float(np.mean((tokens_W - 1) / np.maximum(characters_W, 1)))
 
 

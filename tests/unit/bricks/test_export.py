@@ -63,7 +63,8 @@ def test_a_grown_model_answers_the_same_from_onnx(
     named = {"text": "the cat and the dog", "tasks": ["slots"]}
     both = [model.predict(named)["answers"]["slots"] for model in (
         MixtureOfExperts(made, "cpu"), OnnxMixtureOfExperts.from_pretrained(tmp_path / "onnx"))]
-    assert both[0].keys() == both[1].keys() and str(both[0])[:60] == str(both[1])[:60]
+    spans = [[(s["label"], s["start"], s["end"]) for s in said["spans"]] for said in both]
+    assert spans[0] == spans[1] != []
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["abstained"] == other["abstained"]
         assert [r["task"] for r in mine["routing"]] == [r["task"] for r in other["routing"]]
