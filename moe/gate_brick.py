@@ -13,7 +13,7 @@ from torch.nn import functional as F
 class GateBrick(nn.Module):
     """Log-odds s of the rows of an added expert against all rows known before it.
 
-    A linear discriminant with one prototype per class of the expert and per other task:
+    A linear discriminant with one prototype per class of the expert and some per other task:
     `s = scale * (logsumexp(own) - logsumexp(others)) + offset`, over what the gate reads and the
     mean of a middle layer, centred and each piece of length 1. The middle layer is there because
     the last one has learned to tell the trained tasks apart and little else (`docs/bricks.md`).

@@ -133,7 +133,7 @@ def brick_spec(bundle: Bundle, name: str, data: BrickData) -> BrickSpec:
     """A brick of the sizes of its data, after all that the gate has."""
     known = [b.order for e in bundle.model.gate.experts for b in e.bricks]
     order = max(known, default=-1) + 1
-    return BrickSpec(name=name, order=order, own=data.num_own(), others=len(data.others))
+    return BrickSpec(name=name, order=order, own=data.num_own(), others=data.num_others())
 
 
 def _kept_and_measured(bundle: Bundle, rows: NewRows, wide_NP: Vectors, also: bool) -> Bundle:

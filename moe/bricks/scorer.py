@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ FOLDS = 5  # each places its share of the border without being fitted on
 LOWEST = -10.0  # nats, on the scale of the discriminant
 MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
+FORMS = 16  # most prototypes of what is remembered under one name
+FORM_ROWS = 40  # remembered rows to one of them
 Wide = NDArray[np.float64]
 
 
@@ -58,15 +61,47 @@ class BrickData:
     others: Mapping[str, Vectors]
     limited: Sequence[str] = field(default_factory=tuple)
 
+    @cached_property
+    def forms(self) -> dict[str, NDArray[np.int64]]:
+        """By name in `others`, which of its prototypes each row belongs to, from 0."""
+        return {name: similar_forms(rows_XP) for name, rows_XP in self.others.items()}
+
     def num_own(self) -> int:
         """Prototypes of the expert's rows: one for each class with rows enough."""
         return len(_own_groups(self.classes_X))
+
+    def num_others(self) -> int:
+        """Prototypes of the remembered rows."""
+        return sum(int(form_X.max()) + 1 for form_X in self.forms.values())
 
 
 def _own_groups(classes_X: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
     masks = [classes_X == number for number in np.unique(classes_X)]
     large = [mask for mask in masks if mask.sum() >= FEWEST * FOLDS]
     return large or [np.ones_like(classes_X, dtype=bool)]
+
+
+def similar_forms(rows_XP: Vectors, seed: int = 0) -> NDArray[np.int64]:
+    """Groups of rows that point the same way (spherical k-means), numbered from 0; (X,).
+
+    A task has many forms, and one prototype for all of them lies between them: with one for each,
+    fewer of its rows are taken for an added expert's (`docs/bricks.md`).
+    """
+    unit_XP = rows_XP / np.maximum(np.linalg.norm(rows_XP, axis=1, keepdims=True), 1e-9)
+    count = max(1, min(FORMS, len(rows_XP) // FORM_ROWS))
+    chosen = np.random.default_rng(seed).choice(len(rows_XP), count, replace=False)
+    form_X, centre_MP = np.full(len(rows_XP), -1), unit_XP[chosen]
+    for _ in range(50):
+        nearest_X = (unit_XP @ centre_MP.T).argmax(1)
+        if (nearest_X == form_X).all():
+            break
+        # What too few rows are nearest to ends, and they go elsewhere.
+        sizes_M = np.bincount(nearest_X)
+        large = np.flatnonzero(sizes_M >= min(FEWEST * FOLDS, sizes_M.max()))
+        centre_MP = np.stack([unit_XP[nearest_X == number].mean(0) for number in large])
+        centre_MP /= np.maximum(np.linalg.norm(centre_MP, axis=1, keepdims=True), 1e-9)
+        form_X = nearest_X
+    return np.unique(form_X, return_inverse=True)[1]
 
 
 @torch.no_grad()
@@ -78,7 +113,7 @@ def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     of the own rows lie lower than those that are known.
 
     Args:
-        brick: With a prototype for each own class and for each entry of `data.others`.
+        brick: With a prototype for each own class and each form of `data.others`.
         data: The rows.
         seed: Of the folds.
     """
@@ -140,8 +175,9 @@ def _fit_without(brick: GateBrick, data: BrickData, without: _LeftOut | None) ->
     masks = _own_groups(data.classes_X)
     own = [rest(data.own_XP[m], None if without is None else without.own_X[m]) for m in masks]
     others = [
-        rest(rows_XP, None if without is None else without.others[name])
+        rest(rows_XP[mask], None if without is None else without.others[name][mask])
         for name, rows_XP in data.others.items()
+        for mask in (data.forms[name] == form for form in range(data.forms[name].max() + 1))
     ]
     _set_discriminant(brick, own, others)
 

@@ -114,8 +114,18 @@ def check_sides(
     suite: Suite,
     rows: SuiteRows,
     canaries: Sequence[dict[str, Any]] = (),
+    theirs: SideMetrics | None = None,
 ) -> list[Verdict]:
-    """All verdicts on two loaded sides."""
+    """All verdicts on two loaded sides.
+
+    Args:
+        candidate: Is judged.
+        baseline: What it is compared with, None without.
+        suite: What is measured, and what is allowed.
+        rows: Of the suite.
+        canaries: Must-pass requests.
+        theirs: What the baseline was measured to be, if it was; None measures it.
+    """
     verdicts = judge_structure(candidate, baseline, suite.structure)
     missing = sorted(set(suite.tasks) - {task.name for task in candidate.model.tasks})
     if missing:
@@ -125,7 +135,8 @@ def check_sides(
         ours = measure_side(candidate, rows, suite)
     except Exception as error:  # of whatever a damaged model does
         return [*verdicts, _broken("answers", error)]
-    theirs = None if baseline is None else measure_side(baseline, rows, suite)
+    if baseline is not None and theirs is None:
+        theirs = measure_side(baseline, rows, suite)
     verdicts.append(judge_finite(ours.asked))
     verdicts += judge_canaries(candidate.model, canaries)
     measured = _measured(candidate, baseline, ours, theirs, suite, rows)

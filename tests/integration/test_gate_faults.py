@@ -6,22 +6,18 @@ The limits of `SUITE` were not changed after the first verdict on any of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from moe.checkpoint import Bundle, load_bundle, save_bundle
-from moe.data.windows import TextTokenizer
+from moe.rehearsal.faults import FAULTS, damaged
 from moe.release.check import check
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., Any]
-Damage = Callable[[Bundle], Bundle | None]
 STEPS = 150
 NAMES = [chr(97 + k) * 3 for k in range(26)]
 SUITE: dict[str, Any] = {
@@ -89,158 +85,17 @@ def baseline(train: Callable[[int], Path]) -> Path:
     return train(0)
 
 
-# --- damages ----------------------------------------------------------------------------------
-
-
-def labels_swapped(bundle: Bundle) -> None:
-    bundle.model.tasks = tuple(
-        replace(t, labels=t.labels[::-1]) if t.name == "mood" else t for t in bundle.model.tasks
-    )
-
-
-def experts(bundle: Bundle, task: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The named parameters of a task's experts."""
-    spec = next(spec for spec in bundle.model.tasks if spec.name == task)
-    for name in spec.expert_names:
-        yield from bundle.model.experts[name].named_parameters()
-
-
-def head(bundle: Bundle, task: str) -> Iterator[torch.Tensor]:
-    """The parameters of the heads of a task's experts."""
-    for name, parameter in experts(bundle, task):
-        if "trunk" not in name:
-            yield parameter
-
-
-def logits_swapped(bundle: Bundle) -> None:
-    """As `labels_swapped`, where no name shows it."""
-    for parameter in head(bundle, "mood"):
-        if len(parameter) == 2:
-            parameter.copy_(parameter.flip(0))
-
-
-def gate_permuted(bundle: Bundle) -> None:
-    prototypes = bundle.model.gate.scores.prototypes
-    prototypes.copy_(prototypes.roll(2, 0))
-
-
-def zeroed(task: str) -> Damage:
-    def damage(bundle: Bundle) -> None:
-        for _, parameter in experts(bundle, task):
-            parameter.zero_()
-
-    return damage
-
-
-def head_of_another_training(bundle: Bundle) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in head(bundle, "intent"):
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.std())
-
-
-def calibrated(**changes: Any) -> Damage:
-    def damage(bundle: Bundle) -> Bundle:
-        return replace(bundle, calibration=replace(bundle.calibration, **changes))
-
-    return damage
-
-
-def cased_tokenizer(bundle: Bundle) -> Bundle:
-    text = json.loads(bundle.tokenizer.to_json())
-    text["normalizer"]["lowercase"] = False
-    return replace(bundle, tokenizer=TextTokenizer.from_json(json.dumps(text)))
-
-
-def words_moved(bundle: Bundle) -> None:
-    """An encoder whose embeddings are those of a vocabulary in another order."""
-    table = bundle.model.encoder.embeddings.word_embeddings.weight
-    table.copy_(table.roll(7, 0))
-
-
-def not_a_number(bundle: Bundle) -> None:
-    next(head(bundle, "mood")).fill_(float("nan"))
-
-
-DAMAGES: dict[str, Damage] = {
-    "labels swapped in one task": labels_swapped,
-    "logits swapped in one task": logits_swapped,
-    "rows of the gate permuted": gate_permuted,
-    "experts of mood zeroed": zeroed("mood"),
-    "expert of qa zeroed": zeroed("qa"),
-    "experts of intent zeroed": zeroed("intent"),
-    "head of intent is another's": head_of_another_training,
-    "nothing is out of scope": calibrated(out_of_scope={"intent": 99.0}),
-    "everything is out of scope": calibrated(out_of_scope={"intent": -99.0}),
-    "the threshold is gone": calibrated(out_of_scope={}),
-}
-
-
-def encoder_layer_lost(bundle: Bundle) -> None:
-    for parameter in bundle.model.encoder.transformer.layer[-1].parameters():
-        parameter.zero_()
-
-
-def positions_lost(bundle: Bundle) -> None:
-    table = bundle.model.encoder.embeddings.position_embeddings.weight
-    table.copy_(table.flip(0))
-
-
-def coarse(bundle: Bundle) -> None:
-    """Weights of the heads rounded to two steps; what rounds to four may be as good as before."""
-    for task in ("mood", "qa", "intent"):
-        for parameter in head(bundle, task):
-            step = parameter.abs().max()
-            parameter.copy_((parameter / step).floor() * step)
-
-
-def spans_reversed(bundle: Bundle) -> None:
-    """Start and end of a span change places."""
-    for parameter in head(bundle, "qa"):
-        if len(parameter) == 2:
-            parameter.copy_(parameter.flip(0))
-
-
-def gate_deaf(bundle: Bundle) -> None:
-    prototypes = bundle.model.gate.scores.prototypes
-    prototypes.copy_(prototypes[:1].clone())
-
-
-MORE_DAMAGES: dict[str, Damage] = {
-    "a tokenizer that keeps case": cased_tokenizer,
-    "words of another vocabulary": words_moved,
-    "a parameter is not a number": not_a_number,
-    "the last layer of the encoder lost": encoder_layer_lost,
-    "positions in another order": positions_lost,
-    "heads rounded to two steps": coarse,
-    "start and end of a span swapped": spans_reversed,
-    "a gate that sees no difference": gate_deaf,
-    "no question has an answer": calibrated(no_answer={"qa": -9.0}),
-    "temperatures of a hundred": calibrated(
-        temperature={f"{task}-{n}": 100.0 for task in ("mood", "intent") for n in (0, 1)}
-    ),
-}
-
-
-def damaged(source: Path, damage: Damage, folder: Path) -> Path:
-    bundle = load_bundle(source)
-    with torch.no_grad():
-        bundle = damage(bundle) or bundle
-    save_bundle(bundle, folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", [*DAMAGES, *MORE_DAMAGES])
+@pytest.mark.parametrize("name", [*FAULTS])
 def test_a_damaged_model_is_refused(
     baseline: Path, rows: Path, tmp_path: Path, name: str
 ) -> None:
-    damage = {**DAMAGES, **MORE_DAMAGES}[name]
-    candidate = damaged(baseline, damage, tmp_path / "candidate")
+    candidate = damaged(baseline, FAULTS[name], tmp_path / "candidate")
     report = check(str(candidate), str(baseline), rows / "suite.yaml")
     print(name, [verdict.name for verdict in report.refused])
     assert not report.passed
 
 
 def test_an_undamaged_copy_passes(baseline: Path, rows: Path, tmp_path: Path) -> None:
-    candidate = damaged(baseline, lambda bundle: None, tmp_path / "candidate")
+    candidate = damaged(baseline, None, tmp_path / "candidate")
     report = check(str(candidate), str(baseline), rows / "suite.yaml")
     assert report.passed, report.refused

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from moe.bricks.scorer import LOWEST, MEDIAN, BrickData, _border, fit_brick
+from moe.bricks.scorer import (
+    FORMS,
+    LOWEST,
+    MEDIAN,
+    BrickData,
+    _border,
+    fit_brick,
+    similar_forms,
+)
 from moe.gate import Gate
 from moe.gate_brick import GateBrick
 from moe.types import BrickSpec, ExpertSpec
@@ -24,7 +32,7 @@ CLASSES = np.repeat([0, 1], 100)
 
 def fitted(own: np.ndarray, classes: np.ndarray, limited: list[str]) -> tuple:
     data = BrickData(own_XP=own, classes_X=classes, others=OLD, limited=limited)
-    brick = GateBrick(dim=4, pieces=1, own=data.num_own(), others=2)
+    brick = GateBrick(dim=4, pieces=1, own=data.num_own(), others=data.num_others())
     return brick, fit_brick(brick, data)
 
 
@@ -57,6 +65,27 @@ def test_every_class_with_rows_enough_has_its_prototype() -> None:
     assert all(torch.isfinite(p).all() for p in brick.parameters())
 
 
+def test_every_form_of_an_old_task_has_its_prototype() -> None:
+    # The mean of the two forms points where the new rows are: one prototype could not part them.
+    forms = np.concatenate([cloud([1, 0, 0, 1], 200, 5), cloud([-1, 0, 0, 1], 200, 6)])
+    found = similar_forms(forms)
+    assert found.shape == (400,) and 2 <= found.max() + 1 <= FORMS
+    assert not set(found[:200]) & set(found[200:])
+    data = BrickData(own_XP=cloud([0, 0, 0, 1], 200, 7, 0.05), classes_X=np.zeros(200, np.int64),
+                     others={"old": forms, **OLD}, limited=["old"])
+    brick = GateBrick(dim=4, pieces=1, own=1, others=data.num_others())
+    fit = fit_brick(brick, data)
+    assert fit.kept > 0.99 and fit.moved["old"] <= 0.005
+
+
+@pytest.mark.parametrize("count", [1, 5, 39, 81, 2000])
+def test_forms_are_numbered_from_zero_and_none_is_empty(count: int) -> None:
+    found = similar_forms(cloud([0, 0, 0, 1], count, 1, 1.0))
+    sizes = np.bincount(found, minlength=1)
+    assert len(found) == count and len(sizes) <= FORMS and (sizes > 0).all()
+    assert (similar_forms(np.zeros((count, 4), np.float32)) == 0).all()
+
+
 def test_the_border_lies_between_the_nearest_old_row_and_equal_odds() -> None:
     odds = np.linspace(-16, -6, 1001)  # of which 99.9 % lie at most at -6.01
     assert _border([odds - 50, odds]) == pytest.approx(-6.01 / 2)
@@ -72,7 +101,7 @@ def test_one_old_row_among_many_does_not_place_the_border(seed: int) -> None:
     for stray in (OLD["mood"][:1], NEW[:1]):
         others = {"mood": np.concatenate([cloud([1, 0, 0, 0], 1999, 6), stray]), "qa": OLD["qa"]}
         data = BrickData(own_XP=NEW, classes_X=CLASSES, others=others, limited=["mood", "qa"])
-        brick = GateBrick(dim=4, pieces=1, own=2, others=2)
+        brick = GateBrick(dim=4, pieces=1, own=2, others=data.num_others())
         fit = fit_brick(brick, data, seed)
         borders.append(-float(brick.offset / brick.scale))
         assert fit.kept == 1.0
