@@ -42,6 +42,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     ),
     "trunk none": ("--model.expert.trunk", "none"),
     "trunk ffn": ("--model.expert.trunk", "ffn"),
+    "trunk from the encoder": ("--model.expert.start", "encoder"),
+    "last layer in the experts": ("--model.expert.start", "encoder", "--model.encoder.layers", "5"),
     "mix proportional": (*_UNIFORM, "proportional"),
     "mix uniform": (*_UNIFORM, "uniform"),
     "mix temperature": (*_UNIFORM, "temperature"),

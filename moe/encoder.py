@@ -217,6 +217,23 @@ def freeze(encoder: DistilBertModel, policy: Literal["none", "embeddings", "all"
         module.requires_grad_(False)
 
 
+def keep_layers(encoder: DistilBertModel, count: int | None) -> None:
+    """Takes off the layers beyond the first `count`, in place; None keeps all.
+
+    Raises:
+        InputError: It has fewer.
+    """
+    layers: Any = encoder.transformer.layer
+    if count is None:
+        return
+    if count > len(layers):
+        raise InputError(
+            f"model.encoder.layers is {count}, the encoder has {len(layers)}: name no more, or null"
+        )
+    encoder.transformer.layer = layers[:count]
+    encoder.config.n_layers = count
+
+
 def encode(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token states (B, L, D) of `input_ids` (B, L) int64; `attention_mask` (B, L) bool."""
     return encode_together(encoder, [(input_ids, attention_mask)])[0]

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import encode_together, encode_with_middle, pool, pooled_width
+from moe.encoder import (
+    encode_together,
+    encode_with_middle,
+    keep_layers,
+    middle_layer,
+    pool,
+    pooled_width,
+)
 from moe.experts import Expert, build_expert
+from moe.experts.trunk import copy_layer
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
 from moe.losses import mixture_loss
 from moe.model_config import ModelConfig
@@ -237,7 +245,7 @@ def build_model(
     Args:
         config: Of the model.
         tasks: What the experts answer.
-        encoder: The shared DistilBERT.
+        encoder: The shared DistilBERT; layers beyond `config.encoder.layers` are taken off it.
         gate_rows: Rows of the trained gate, where experts were added or removed since; None is
             one per expert.
     """
@@ -259,6 +267,7 @@ def build_model(
         for task in tasks
         for name in task.expert_names
     }
+    keep_layers(encoder, config.encoder.layers)
     return Mixture(
         encoder=encoder,
         gate=gate,
@@ -275,7 +284,7 @@ def build_model(
 def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertModel) -> Expert:
     """One freshly initialised expert of a task, of the shape that config and task give it."""
     shape = encoder.config
-    return build_expert(
+    expert = build_expert(
         task,
         dim=shape.dim,
         num_heads=shape.n_heads,
@@ -284,3 +293,8 @@ def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertMo
         pooling=config.expert.pooling,
         dropout=config.expert.dropout,
     )
+    if config.expert.start == "encoder":
+        layers: Any = encoder.transformer.layer
+        read = middle_layer(encoder) if task.middle else config.encoder.layers or len(layers)
+        copy_layer(layers[min(read, len(layers) - 1)], expert.trunk)
+    return expert

@@ -29,6 +29,7 @@ class EncoderConfig:
 
     Attributes:
         name: `minilm-l6` (packaged, extra `[quickstart]`), a local folder, or a hub name.
+        layers: How many of its layers are shared, the first ones; None is all.
         freeze: `none`, `embeddings`, `all`, or a number n: embeddings and the first n layers.
         dropout: Probability of dropout on embeddings and sub-layer outputs.
         attention_dropout: Probability of dropout on attention weights. Above 0, PyTorch leaves
@@ -38,6 +39,7 @@ class EncoderConfig:
     """
 
     name: str = "minilm-l6"
+    layers: int | None = None
     freeze: Literal["none", "embeddings", "all"] | int = "none"
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -45,6 +47,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_range("model.encoder", self, "dropout attention_dropout", 0, 0.99)
+        check_range("model.encoder", self, "layers", 1)
         if isinstance(self.freeze, int):
             check_range("model.encoder", self, "freeze", 0)
 
@@ -96,11 +99,15 @@ class ExpertConfig:
     Attributes:
         trunk: The expert's own residual block over the token states: `none`, `ffn`, or
             `transformer` (attention and feed-forward, one DistilBERT layer).
+        start: First weights of a `transformer` trunk: `random`, or a copy of the `encoder`'s layer
+            that follows what it reads, or else of its last one. A narrower trunk keeps the neurons
+            with the largest weights.
         pooling: What a classifier reads: the `first` token or the `mean`.
         dropout: Probability of dropout in trunk and head.
     """
 
     trunk: Literal["none", "ffn", "transformer"] = "transformer"
+    start: Literal["random", "encoder"] = "random"
     pooling: Literal["first", "mean"] = "first"
     dropout: float = 0.1
 

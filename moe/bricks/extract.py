@@ -29,6 +29,7 @@ from moe.data.collate import collate
 from moe.data.windows import make_windows
 from moe.encoder import encode_with_middle, middle_layer
 from moe.experts import Expert
+from moe.experts.trunk import LAYER_NAMES
 from moe.types import InputError, TaskSpec
 
 LARGEST = 1e-4  # difference of a logit between the two; more is refused
@@ -40,16 +41,6 @@ _CLASSES: dict[str, Any] = {
     "classifier": DistilBertForSequenceClassification,
     "span": DistilBertForQuestionAnswering,
     "tagger": DistilBertForTokenClassification,
-}
-_TRUNK_TO_LAYER = {
-    "trunk.attention.query": "attention.q_lin",
-    "trunk.attention.key": "attention.k_lin",
-    "trunk.attention.value": "attention.v_lin",
-    "trunk.attention.output": "attention.out_lin",
-    "trunk.attention.norm": "sa_layer_norm",
-    "trunk.feed_forward.inner": "ffn.lin1",
-    "trunk.feed_forward.outer": "ffn.lin2",
-    "trunk.feed_forward.norm": "output_layer_norm",
 }
 
 
@@ -158,8 +149,8 @@ def _assembled(bundle: Bundle, task: TaskSpec, expert: Expert) -> Any:
     layer = f"distilbert.transformer.layer.{own}."
     for key, tensor in expert.state_dict().items():
         module, _, kind_of = key.rpartition(".")
-        if module in _TRUNK_TO_LAYER:
-            state[f"{layer}{_TRUNK_TO_LAYER[module]}.{kind_of}"] = tensor
+        if (name := module.removeprefix("trunk.")) in LAYER_NAMES:
+            state[f"{layer}{LAYER_NAMES[name]}.{kind_of}"] = tensor
         else:
             state[key] = tensor
     if extra:

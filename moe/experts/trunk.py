@@ -5,8 +5,9 @@ Dimensions: B rows, L tokens, D encoder width, H attention heads, F feed-forward
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,3 +94,41 @@ class Trunk(nn.Module):
         if self.feed_forward is not None:
             hidden_BLD = self.feed_forward(hidden_BLD)
         return hidden_BLD
+
+
+# The names of a trunk's modules in a layer of a DistilBERT.
+LAYER_NAMES = {
+    "attention.query": "attention.q_lin",
+    "attention.key": "attention.k_lin",
+    "attention.value": "attention.v_lin",
+    "attention.output": "attention.out_lin",
+    "attention.norm": "sa_layer_norm",
+    "feed_forward.inner": "ffn.lin1",
+    "feed_forward.outer": "ffn.lin2",
+    "feed_forward.norm": "output_layer_norm",
+}
+
+
+@torch.no_grad()
+def copy_layer(layer: nn.Module, trunk: Any) -> None:
+    """Gives a `transformer` trunk the weights of a DistilBERT layer; others stay as they are.
+
+    Of a wider layer the neurons stay that can say most: by the product of the lengths of their
+    weights on both sides.
+    """
+    if trunk.attention is None:
+        return
+    theirs = dict(layer.named_parameters())
+    width = trunk.feed_forward.inner.out_features
+    size_F = theirs["ffn.lin1.weight"].norm(dim=1) * theirs["ffn.lin2.weight"].norm(dim=0)
+    kept_F = size_F.topk(width).indices.sort().values
+    theirs["ffn.lin1.weight"] = theirs["ffn.lin1.weight"][kept_F]
+    theirs["ffn.lin1.bias"] = theirs["ffn.lin1.bias"][kept_F]
+    theirs["ffn.lin2.weight"] = theirs["ffn.lin2.weight"][:, kept_F]
+    trunk.load_state_dict(
+        {
+            f"{mine}.{kind}": theirs[f"{name}.{kind}"]
+            for mine, name in LAYER_NAMES.items()
+            for kind in ("weight", "bias")
+        }
+    )
