@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -281,8 +281,20 @@ def build_model(
     )
 
 
-def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertModel) -> Expert:
-    """One freshly initialised expert of a task, of the shape that config and task give it."""
+def build_task_expert(
+    config: ModelConfig,
+    task: TaskSpec,
+    encoder: DistilBertModel,
+    start: Literal["random", "encoder"] | None = None,
+) -> Expert:
+    """One freshly initialised expert of a task, of the shape that config and task give it.
+
+    Args:
+        config: Of the model.
+        task: What it answers.
+        encoder: The shared DistilBERT.
+        start: See `ExpertConfig`, whose own is None.
+    """
     shape = encoder.config
     expert = build_expert(
         task,
@@ -293,7 +305,7 @@ def build_task_expert(config: ModelConfig, task: TaskSpec, encoder: DistilBertMo
         pooling=config.expert.pooling,
         dropout=config.expert.dropout,
     )
-    if config.expert.start == "encoder":
+    if (start or config.expert.start) == "encoder":
         layers: Any = encoder.transformer.layer
         read = middle_layer(encoder) if task.middle else config.encoder.layers or len(layers)
         copy_layer(layers[min(read, len(layers) - 1)], expert.trunk)

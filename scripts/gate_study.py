@@ -1,8 +1,9 @@
 """Measures the evaluation gate: damaged copies of a model, and clean trainings with other seeds.
 
-python scripts/gate_study.py faults --ckpt BEST.ckpt --suite FILE.yaml --out DIR [--data.root DATA]
+python scripts/gate_study.py faults --ckpt BEST.ckpt --suite FILE.yaml --out DIR [--rows N] \\
+    [--data.root DATA]
 python scripts/gate_study.py retrains --ckpt BEST.ckpt --suite FILE.yaml --out DIR \\
-    [--config CONFIG.yaml] [--steps 100] [--seeds 20] [--data.root DATA]
+    [--config CONFIG.yaml] [--steps 60] [--seeds 20] [--rows N] [--data.root DATA]
 
 All damaged copies should be refused, and all trainings pass. What is finished in DIR is not trained
 again; DIR/report.json has the numbers.
@@ -26,7 +27,7 @@ def main() -> None:
     from moe.rehearsal.judging import judge_faults, judge_retrains, judging_text
 
     values.out.mkdir(parents=True, exist_ok=True)
-    shared = {"suite": values.suite, "root": values.root}
+    shared = {"suite": values.suite, "root": values.root, "rows": values.rows}
     if values.what == "faults":
         found = judge_faults(values.ckpt, values.out, **shared)
     else:
@@ -48,7 +49,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("faults", "retrains"))
     parser.add_argument("--ckpt", required=True, help="a .ckpt: what is damaged, or whose encoder")
     parser.add_argument("--suite", required=True, metavar="FILE.yaml", help="of the gate")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of a training")
+    parser.add_argument("--rows", type=int, help="of each task, instead of the suite's")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a training")
     parser.add_argument("--seeds", type=int, default=20, help="trainings to judge")
     return parser.parse_args()
 

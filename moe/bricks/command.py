@@ -174,8 +174,7 @@ def _fit_config(values: argparse.Namespace, default: Any) -> Any:
 
 
 def _grow(values: argparse.Namespace) -> Changed:
-    from moe.bricks.fit import FitConfig
-    from moe.bricks.grow import grow
+    from moe.bricks.grow import GROW, grow
 
     return grow(
         load_bundle(values.ckpt),
@@ -183,7 +182,7 @@ def _grow(values: argparse.Namespace) -> Changed:
         config=_task_config(values),
         root=values.root,
         also=values.also_for is not None,
-        fit=_fit_config(values, FitConfig()),
+        fit=_fit_config(values, GROW),
         old_root=values.old_root,
     )
 

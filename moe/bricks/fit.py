@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW
 
 from moe.bricks.states import EncodedRows, shuffled_batches
@@ -33,6 +35,8 @@ class FitConfig:
         steps: Optimizer steps, instead of `epochs` if set.
         batch_size: Windows of a step.
         optimizer: AdamW with warm-up and decay; of the rates only `expert_lr` counts.
+        dropout: Of the expert while it is trained; None is its own.
+        state_dropout: Of the states that it reads: as they are the same in every epoch.
         seed: Of new weights, order and dropout.
     """
 
@@ -40,10 +44,13 @@ class FitConfig:
     steps: int | None = None
     batch_size: int = 32
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(expert_lr=5e-4))
+    dropout: float | None = None
+    state_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_range("fit", self, "epochs steps batch_size", 1)
+        check_range("fit", self, "dropout state_dropout", 0, 0.99)
 
     def total_steps(self, num_windows: int) -> int:
         """Optimizer steps over so many windows."""
@@ -84,14 +91,15 @@ def fit_expert(
     total = config.total_steps(len(rows))
     optimizer = AdamW(named_groups(expert, config.optimizer))
     losses: list[float] = []
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), _dropout(expert, config.dropout):
         torch.manual_seed(config.seed)
         expert.train()
         for step, chosen in enumerate(_steps(rows, config, total)):
             for group in optimizer.param_groups:
                 rate = rate_factor(step, total, config.optimizer)
                 group["lr"] = config.optimizer.expert_lr * rate
-            loss = answer_loss(expert, *rows.batch(chosen, tokenizer))
+            hidden_BLD, batch = rows.batch(chosen, tokenizer)
+            loss = answer_loss(expert, F.dropout(hidden_BLD, config.state_dropout), batch)
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the loss of step {step} is {loss.item()}: nothing was written; lower the "
@@ -106,6 +114,20 @@ def fit_expert(
         expert.eval()
     optimizer.zero_grad()
     return losses
+
+
+@contextmanager
+def _dropout(expert: Expert, probability: float | None) -> Iterator[None]:
+    """Another probability of dropout for a while; None changes nothing."""
+    modules = [module for module in expert.modules() if isinstance(module, nn.Dropout)]
+    own = [module.p for module in modules]
+    for module in modules:
+        module.p = module.p if probability is None else probability
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, own, strict=True):
+            module.p = before
 
 
 def _steps(rows: EncodedRows, config: FitConfig, total: int) -> Iterator[list[int]]:

@@ -148,7 +148,7 @@ def forget(bundle: Bundle, *, experts: Sequence[str], tasks: Sequence[str] = ())
 
 
 def fresh_expert(bundle: Bundle, name: str, seed: int) -> Expert:
-    """An untrained expert of the shape of one that the model has.
+    """An untrained expert of the shape of one that the model has; its trunk copies the encoder.
 
     Args:
         bundle: The model.
@@ -158,4 +158,4 @@ def fresh_expert(bundle: Bundle, name: str, seed: int) -> Expert:
     task = find_expert(bundle, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_task_expert(bundle.config.model, task, bundle.model.encoder)
+        return build_task_expert(bundle.config.model, task, bundle.model.encoder, "encoder")

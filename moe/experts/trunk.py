@@ -118,7 +118,7 @@ def copy_layer(layer: nn.Module, trunk: Any) -> None:
     """
     if trunk.attention is None:
         return
-    theirs = dict(layer.named_parameters())
+    theirs = layer.state_dict()
     width = trunk.feed_forward.inner.out_features
     size_F = theirs["ffn.lin1.weight"].norm(dim=1) * theirs["ffn.lin2.weight"].norm(dim=0)
     kept_F = size_F.topk(width).indices.sort().values

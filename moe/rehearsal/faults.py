@@ -106,13 +106,13 @@ def not_a_number(bundle: Bundle) -> None:
 
 def prototypes_rolled(bundle: Bundle) -> None:
     """The rows of the gate belong to other experts."""
-    prototypes = bundle.model.gate.scores.prototypes
+    prototypes: Any = bundle.model.gate.scores.prototypes
     prototypes.copy_(prototypes.roll(2, 0))
 
 
 def prototypes_equal(bundle: Bundle) -> None:
     """The gate sees no difference."""
-    prototypes = bundle.model.gate.scores.prototypes
+    prototypes: Any = bundle.model.gate.scores.prototypes
     prototypes.copy_(prototypes[:1].clone())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,19 @@ class Judge:
         baseline: A side (`moe.release.sides`).
         suite: YAML file.
         root: Folder of relative sources instead of the suite's own.
+        rows: Most rows of each task, and a third of it perturbed; None is what the suite says.
     """
 
-    def __init__(self, baseline: str | Path, suite: str | Path, root: str | None = None) -> None:
+    def __init__(
+        self,
+        baseline: str | Path,
+        suite: str | Path,
+        root: str | None = None,
+        rows: int | None = None,
+    ) -> None:
         self._suite = load_suite(suite)
+        if rows is not None:
+            self._suite = replace(self._suite, rows=rows, perturbed_rows=max(rows // 3, 1))
         self._rows = read_rows(self._suite, root)
         self._canaries: list[dict[str, Any]] = []
         if self._suite.canaries is not None:
@@ -55,7 +65,13 @@ class Judge:
 
 
 def judge_faults(
-    ckpt: str, out: Path, *, suite: str, root: str | None = None, say: Say = print
+    ckpt: str,
+    out: Path,
+    *,
+    suite: str,
+    root: str | None = None,
+    rows: int | None = None,
+    say: Say = print,
 ) -> dict[str, list[str]]:
     """What refuses each damaged copy of a checkpoint, and damaged exports of it.
 
@@ -64,6 +80,7 @@ def judge_faults(
         out: Folder for one copy at a time.
         suite: Of the gate.
         root: Folder of relative sources.
+        rows: Most rows of each task; None is what the suite says.
         say: Told each finding at once.
 
     Returns:
@@ -74,7 +91,7 @@ def judge_faults(
     """
     from moe.rehearsal.export_faults import EXPORT_FAULTS, damaged_export
 
-    judge = Judge(ckpt, suite, root)
+    judge = Judge(ckpt, suite, root, rows)
     found = {}
     for name in (UNDAMAGED, *FAULTS, *EXPORT_FAULTS):
         folder = out / "candidate"
@@ -97,6 +114,7 @@ def judge_retrains(
     seeds: int,
     suite: str,
     root: str | None = None,
+    rows: int | None = None,
     say: Say = print,
 ) -> dict[str, list[str]]:
     """What refuses trainings that differ from the baseline in their seed alone.
@@ -113,6 +131,7 @@ def judge_retrains(
         seeds: Number of candidates; seed 0 trains the baseline.
         suite: Of the gate.
         root: Folder of relative sources.
+        rows: Most rows of each task; None is what the suite says.
         say: Told each finding at once.
 
     Returns:
@@ -129,7 +148,7 @@ def judge_retrains(
         side = Training(name=f"seed{seed}", arguments=("--seed_everything", str(seed)))
         return run_side(side, every, out, train) / "checkpoints" / "best.ckpt"
 
-    judge = Judge(trained(0), suite, root)
+    judge = Judge(trained(0), suite, root, rows)
     names = [f"seed {seed}" for seed in range(1, seeds + 1)]
     return {
         name: _told(name, judge.refusals(trained(seed)), say) for seed, name in enumerate(names, 1)

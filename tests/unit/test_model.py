@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from moe.encoder import encode, pool
+from moe.experts.trunk import Trunk, copy_layer
 from moe.gate import task_experts_matrix
 from moe.losses import gate_sums, mixture_loss, routing_loss, switch_balance
-from moe.model import Mixture
-from moe.types import Batch, MixtureOutput, TaskSpec
+from moe.model import Mixture, build_model
+from moe.model_config import EncoderConfig, ExpertConfig, ModelConfig
+from moe.types import Batch, InputError, MixtureOutput, TaskSpec
 
 LINEAR = {"kind": "linear", "temperature": 1.0}
 
@@ -405,3 +407,52 @@ def test_every_field_of_the_config_arrives(tiny_model) -> None:
         assert name == "qa-0" or expert.pooling == "mean"
     assert tiny_model().experts["qa-0"].trunk.attention.num_heads == 4
     assert isinstance(tiny_model(gate={"kind": "linear"}).gate.scores, nn.Linear)
+
+
+# --- trunks that start as a layer -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+def test_a_trunk_starts_as_the_layer_that_follows_what_it_reads(
+    tiny_encoder, tiny_tasks: tuple[TaskSpec, ...], hand_batch: Batch, layers: int | None
+) -> None:
+    whole = tiny_encoder().eval()
+    expected = encode(whole, hand_batch.input_ids, hand_batch.attention_mask)
+    if layers is None:  # nothing follows: the last layer once more
+        last = whole.transformer.layer[-1]
+        pairs = hand_batch.attention_mask[:, None, None, :]
+        expected = last(expected, attention_mask=pairs.expand(-1, 1, expected.shape[1], -1))
+    config = ModelConfig(encoder=EncoderConfig(layers=layers), expert=ExpertConfig(start="encoder"))
+    model = build_model(config, tiny_tasks, tiny_encoder()).eval()
+    hidden = encode(model.encoder, hand_batch.input_ids, hand_batch.attention_mask)
+    kept = hand_batch.attention_mask
+    for expert in model.experts.values():
+        states = expert.trunk(hidden, hand_batch.attention_mask)
+        torch.testing.assert_close(states[kept], expected[kept], atol=1e-5, rtol=1e-5)
+    assert len(model.encoder.transformer.layer) == model.encoder.config.n_layers == (layers or 2)
+
+
+def test_a_trunk_that_starts_at_random_is_no_layer(tiny_encoder, tiny_tasks) -> None:
+    model = build_model(ModelConfig(), tiny_tasks, tiny_encoder())
+    last = model.encoder.transformer.layer[-1]
+    trunk: Any = model.experts["qa-0"].trunk
+    assert not torch.equal(trunk.attention.query.weight, last.attention.q_lin.weight)
+
+
+def test_a_narrower_trunk_keeps_the_neurons_with_the_largest_weights(tiny_encoder) -> None:
+    layer = tiny_encoder().transformer.layer[1]
+    with torch.no_grad():
+        layer.ffn.lin1.weight[1::2] = 0  # every second one says nothing
+        layer.ffn.lin1.bias[1::2] = 0
+    trunk = Trunk(kind="transformer", dim=32, num_heads=4, hidden_dim=32, dropout=0.0)
+    copy_layer(layer, trunk)
+    hidden = torch.randn(2, 5, 32)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    expected = layer(hidden, attention_mask=mask[:, None, None, :])
+    torch.testing.assert_close(trunk(hidden, mask), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_more_layers_than_there_are(tiny_encoder, tiny_tasks) -> None:
+    config = ModelConfig(encoder=EncoderConfig(layers=3))
+    with pytest.raises(InputError, match=r"encoder.layers is 3, the encoder has 2: name"):
+        build_model(config, tiny_tasks, tiny_encoder())

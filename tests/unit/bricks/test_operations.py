@@ -175,6 +175,28 @@ def test_an_update_changes_one_expert(old_model: Old, tmp_path: Path) -> None:
     assert digests(fresh.bundle) != digests(made.bundle)
 
 
+@pytest.mark.parametrize("change", [{"dropout": 0.5}, {"state_dropout": 0.5}])
+def test_dropout_while_an_expert_is_trained(
+    old_model: Old, tmp_path: Path, change: dict[str, float]
+) -> None:
+    bundle, rows = old_model(), config(mood_rows(tmp_path))
+    plain, dropped = (
+        update(bundle, expert="sentiment-1", config=rows, fit=replace(FEW, **more)).bundle
+        for more in ({}, change)
+    )
+    assert digests(plain) != digests(dropped)
+    modules = dropped.model.experts["sentiment-1"].modules()
+    assert {m.p for m in modules if isinstance(m, torch.nn.Dropout)} == {0.0}  # its own again
+
+
+def test_a_grown_expert_starts_as_an_encoder_layer(old_model: Old, new_rows: Path) -> None:
+    still = replace(FEW, steps=1, optimizer=OptimizerConfig(expert_lr=1e-12))
+    grown = grow(old_model(), task="topic", config=config(new_rows), fit=still).bundle.model
+    mine = grown.experts["topic-0"].trunk.attention.query.weight
+    theirs = grown.encoder.transformer.layer[-1].attention.q_lin.weight
+    assert_close(mine, theirs, atol=1e-8, rtol=1e-6)
+
+
 def test_optimizer_state_goes_by_name(old_model: Old) -> None:
     expert = old_model().model.experts["qa-0"]
     optimizer = torch.optim.AdamW(named_groups(expert, FitConfig().optimizer))
