@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,18 +297,26 @@ def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tenso
     return torch.cat(mixed)
 
 
-def encode_with_middle(
-    encoder: DistilBertModel, blocks: Sequence[Block]
-) -> list[tuple[Tensor, Tensor]]:
-    """Token states (B, L, D) of the last layer and of the middle one, of each block of rows."""
-    states_ND = list(_layers(encoder, blocks))
-    last, middle = states_ND[-1], states_ND[middle_layer(encoder) - 1]
-    return list(zip(_split(last, blocks), _split(middle, blocks), strict=True))
+def encode_layers(
+    encoder: DistilBertModel, blocks: Sequence[Block], numbers: Collection[int]
+) -> list[dict[int, Tensor]]:
+    """Token states (B, L, D) of some layers, by number from 1, of each block of rows."""
+    kept = {
+        number: _split(states_ND, blocks)
+        for number, states_ND in enumerate(_layers(encoder, blocks), 1)
+        if number in numbers
+    }
+    return [{number: kept[number][block] for number in kept} for block in range(len(blocks))]
 
 
 def middle_layer(encoder: DistilBertModel) -> int:
-    """The layer, counted from 1, whose states gate bricks read, too, and experts may."""
+    """The layer, counted from 1, whose states gate bricks read, too."""
     return max(1, len(encoder.transformer.layer) // 2)
+
+
+def word_layer(encoder: DistilBertModel) -> int:
+    """The layer, counted from 1, whose states a grown tagger reads (`docs/bricks.md`)."""
+    return max(1, len(encoder.transformer.layer) // 3)
 
 
 def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:

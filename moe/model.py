@@ -5,7 +5,7 @@ Dimensions: B windows, L tokens, D encoder width, E experts, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,7 @@ from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
 from moe.encoder import (
-    encode_together,
-    encode_with_middle,
+    encode_layers,
     keep_layers,
     middle_layer,
     pool,
@@ -30,6 +29,7 @@ from moe.model_config import ModelConfig
 from moe.types import (
     Batch,
     ExpertOutput,
+    InputError,
     MixtureOutput,
     Pooling,
     Routing,
@@ -44,13 +44,13 @@ class Embedded:
 
     Attributes:
         hidden_BLD: Token states.
-        middle_BLD: Those of the middle layer; None if nothing reads them.
+        layers: Those of every layer that something reads, by number.
         pooled_BD: What the gate reads, (B, D) or (B, 2D).
-        deep_BD: Of the middle layer, what bricks of the gate read too; None likewise.
+        deep_BD: Of the middle layer, what bricks of the gate read too; None if nothing does.
     """
 
     hidden_BLD: Tensor
-    middle_BLD: Tensor | None
+    layers: Mapping[int, Tensor]
     pooled_BD: Tensor
     deep_BD: Tensor | None
 
@@ -91,7 +91,8 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleDict(experts)
         self.tasks = tuple(tasks)
         self.task_sizes = tuple(task.num_experts for task in tasks)
-        self.reads_middle = tuple(task.middle for task in tasks for _ in task.expert_names)
+        last: int = encoder.config.n_layers
+        self.reads_layer = tuple(task.layer or last for task in tasks for _ in task.expert_names)
         self.pooling = pooling
         self.top_k = top_k
         self.train_top_k = 2 if train_top_k is None else train_top_k
@@ -120,28 +121,36 @@ class Mixture(nn.Module):
             for embedded, batch in zip(self.embed(batches), batches, strict=True)
         ]
 
-    def embed(self, batches: Sequence[Batch], *, deep: bool = False) -> list[Embedded]:
+    def embed(
+        self, batches: Sequence[Batch], *, deep: bool = False, layer: int | None = None
+    ) -> list[Embedded]:
         """The encoder's part for each batch.
 
         Args:
             batches: They are encoded together.
-            deep: Whether the middle layer is wanted also if nothing reads it.
+            deep: Whether `deep_BD` is wanted also if there are no bricks.
+            layer: One that is wanted also if nothing reads it yet.
         """
         blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
         masks = [(batch.attention_mask, batch.context_mask) for batch in batches]
-        if deep or len(self.gate.bricks) or any(self.reads_middle):
-            states: list[Any] = [*encode_with_middle(self.encoder, blocks)]
-        else:
-            states = [(hidden_BLD, None) for hidden_BLD in encode_together(self.encoder, blocks)]
+        middle = middle_layer(self.encoder) if deep or len(self.gate.bricks) else None
+        wanted = {*self.read_layers, *(n for n in (middle, layer) if n is not None)}
         return [
             Embedded(
-                hidden_BLD=hidden_BLD,
-                middle_BLD=middle_BLD,
-                pooled_BD=pool(hidden_BLD, *mask, self.pooling),
-                deep_BD=None if middle_BLD is None else pool(middle_BLD, *mask, "text"),
+                hidden_BLD=layers[self.encoder.config.n_layers],
+                layers=layers,
+                pooled_BD=pool(layers[self.encoder.config.n_layers], *mask, self.pooling),
+                deep_BD=None if middle is None else pool(layers[middle], *mask, "text"),
             )
-            for (hidden_BLD, middle_BLD), mask in zip(states, masks, strict=True)
+            for layers, mask in zip(encode_layers(self.encoder, blocks, wanted), masks, strict=True)
         ]
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """Numbers of the encoder's layers that gate, bricks or experts read; the last one first."""
+        earlier = {*self.reads_layer, *([middle_layer(self.encoder)] if self.gate.bricks else [])}
+        last: int = self.encoder.config.n_layers
+        return (last, *sorted(earlier - {last}))
 
     def _answer(
         self,
@@ -161,8 +170,7 @@ class Mixture(nn.Module):
         outputs = []
         for assignment in dispatch(routing.chosen_BE):
             rows_N = assignment.rows_N
-            reads_middle = self.reads_middle[assignment.expert]
-            states_BLD: Any = embedded.middle_BLD if reads_middle else embedded.hidden_BLD
+            states_BLD = embedded.layers[self.reads_layer[assignment.expert]]
             inputs = [states_BLD, batch.attention_mask, batch.context_mask]
             if not assignment.is_whole:
                 inputs = [tensor[rows_N] for tensor in inputs]
@@ -268,6 +276,12 @@ def build_model(
         for name in task.expert_names
     }
     keep_layers(encoder, config.encoder.layers)
+    count = encoder.config.n_layers
+    for task in tasks:
+        if task.layer is not None and not 1 <= task.layer <= count:
+            raise InputError(
+                f"task {task.name!r} reads layer {task.layer} of an encoder of {count}"
+            )
     return Mixture(
         encoder=encoder,
         gate=gate,
@@ -307,6 +321,6 @@ def build_task_expert(
     )
     if (start or config.expert.start) == "encoder":
         layers: Any = encoder.transformer.layer
-        read = middle_layer(encoder) if task.middle else config.encoder.layers or len(layers)
+        read = task.layer or config.encoder.layers or len(layers)
         copy_layer(layers[min(read, len(layers) - 1)], expert.trunk)
     return expert

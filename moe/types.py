@@ -83,7 +83,7 @@ class TaskSpec:
         experts: The experts one by one; empty as trained: numbered, one row of the gate each.
         trunk: Kind of the experts' trunk; None is that of the config.
         trunk_width: Width inside its feed-forward block; None is the encoder's.
-        middle: Whether the experts read the states of the encoder's middle layer, not the last.
+        layer: Encoder layer, counted from 1, whose states the experts read; None is the last.
     """
 
     name: str
@@ -95,13 +95,20 @@ class TaskSpec:
     experts: tuple[ExpertSpec, ...] = ()
     trunk: TrunkKind | None = None
     trunk_width: int | None = None
-    middle: bool = False
+    layer: int | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
-        """What `dataclasses.asdict` described, lists for tuples."""
+        """What `dataclasses.asdict` described, lists for tuples.
+
+        Raises:
+            InputError: It is a tagger that was grown when all of these read the middle layer.
+        """
+        if values.get("middle"):  # until 22 November 2026
+            raise InputError(f"the task {values['name']!r} is of an older program: grow it again")
         experts = [ExpertSpec.from_dict(expert) for expert in values.get("experts", ())]
-        return cls(**{**values, "labels": tuple(values["labels"]), "experts": tuple(experts)})
+        known = {name: value for name, value in values.items() if name != "middle"}
+        return cls(**{**known, "labels": tuple(values["labels"]), "experts": tuple(experts)})
 
     @property
     def num_classes(self) -> int:

@@ -70,7 +70,7 @@ def bring(bundle: Bundle, *, expert: str, other: Bundle, old_root: str | None = 
 
 
 def _shape(task: TaskSpec) -> tuple[Any, ...]:
-    return task.type, task.labels, task.out_of_scope, task.trunk, task.trunk_width, task.middle
+    return task.type, task.labels, task.out_of_scope, task.trunk, task.trunk_width, task.layer
 
 
 def _with_fitted(

@@ -1,7 +1,7 @@
 """One task as a stand-alone model of Hugging Face's own class, without this project.
 
 A `transformer` trunk has the form of a DistilBERT layer and becomes one more of it; of an expert
-that reads the middle layer the encoder ends there. The head is DistilBERT's.
+that reads an earlier layer the encoder ends there. The head is DistilBERT's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moe.bricks.tasks import find_task
 from moe.checkpoint import Bundle
 from moe.data.collate import collate
 from moe.data.windows import make_windows
-from moe.encoder import encode_with_middle, middle_layer
+from moe.encoder import encode_layers
 from moe.experts import Expert
 from moe.experts.trunk import LAYER_NAMES
 from moe.types import InputError, TaskSpec
@@ -130,7 +130,7 @@ def _assembled(bundle: Bundle, task: TaskSpec, expert: Expert) -> Any:
     """The model of Hugging Face's class with copied weights."""
     encoder = bundle.model.encoder
     extra = int(expert.trunk.attention is not None)  # type: ignore[union-attr]
-    own = middle_layer(encoder) if task.middle else encoder.config.n_layers
+    own = task.layer or encoder.config.n_layers
     shape = {**encoder.config.to_dict(), "n_layers": own + extra}
     names = [*task.labels, *([task.out_of_scope] if task.out_of_scope else [])]
     if names:
@@ -204,8 +204,10 @@ def _difference(bundle: Bundle, task: TaskSpec, expert: Expert, model: Any) -> f
     ]
     batch = collate(windows, range(len(windows)), tokenizer)
     blocks = [(batch.input_ids, batch.attention_mask)]
-    last_BLD, middle_BLD = encode_with_middle(bundle.model.encoder, blocks)[0]
-    ours = expert(middle_BLD if task.middle else last_BLD, batch.attention_mask, batch.context_mask)
+    encoder = bundle.model.encoder
+    layer = task.layer or encoder.config.n_layers
+    hidden_BLD = encode_layers(encoder, blocks, [layer])[0][layer]
+    ours = expert(hidden_BLD, batch.attention_mask, batch.context_mask)
     said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
     theirs = (
         said.logits

@@ -30,6 +30,7 @@ from moe.bricks.tasks import (
 from moe.checkpoint import Bundle
 from moe.config import OptimizerConfig, TaskConfig
 from moe.data.tables import TaskTable
+from moe.encoder import word_layer
 from moe.types import BrickSpec, ExpertSpec, TaskSpec
 
 # With less dropout a few thousand rows are learned by heart (docs/bricks.md).
@@ -93,11 +94,13 @@ def grow(
 def added_shape(bundle: Bundle, task: TaskSpec) -> TaskSpec:
     """A new task with the form of its experts.
 
-    Their trunk is smaller than an encoder layer. A tagger reads the middle layer: the last one of
-    a trained model has forgotten much of what single words are (`docs/bricks.md`).
+    Their trunk is smaller than an encoder layer. A tagger reads an early layer: the last one of a
+    trained model has forgotten much of what single words are (`docs/bricks.md`).
     """
-    width = int(WIDTH * bundle.model.encoder.config.hidden_dim)
-    return replace(task, trunk="transformer", trunk_width=width, middle=task.type == "tagger")
+    encoder = bundle.model.encoder
+    width = int(WIDTH * encoder.config.hidden_dim)
+    layer = word_layer(encoder) if task.type == "tagger" else None
+    return replace(task, trunk="transformer", trunk_width=width, layer=layer)
 
 
 def with_untrained(

@@ -23,7 +23,8 @@ from moe.gate_brick import GateBrick
 MOVED = 0.001  # share of the remembered rows of each other task that an added expert may take
 SHRINKAGE = 0.1
 FOLDS = 5  # each places its share of the border without being fitted on
-LOWEST = -10.0  # nats, on the scale of the discriminant
+LOWEST = -12.0  # nats, on the scale of the discriminant
+TOWARDS = 2 / 3  # of the way from equal odds to the nearest old rows, where these are far off
 MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
 FORMS = 16  # most prototypes of what is remembered under one name
@@ -109,8 +110,8 @@ def fit_brick(brick: GateBrick, data: BrickData, seed: int = 0) -> BrickFit:
     """Fits a brick in place.
 
     The border is beyond the rows that must not move, all but `MOVED` of them: old tasks come first.
-    Where these are far off it is half way from them to equal odds, `LOWEST` at the least: new forms
-    of the own rows lie lower than those that are known.
+    Where these are far off it is two thirds of the way to them, from equal odds, `LOWEST` at the
+    least: new forms of the own rows lie lower than those that are known.
 
     Args:
         brick: With a prototype for each own class and each form of `data.others`.
@@ -215,4 +216,4 @@ def _border(limited: Sequence[Wide]) -> float:
         return 0.0
     # Linear between rows: of fewer than 1,000 rows no single one decides alone.
     highest = max(float(np.quantile(odds_N, 1 - MOVED)) for odds_N in limited)
-    return highest if highest > 0 else max(highest / 2, LOWEST)
+    return highest if highest > 0 else max(TOWARDS * highest, LOWEST)

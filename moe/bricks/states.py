@@ -96,7 +96,7 @@ def encode_rows(bundle: Bundle, table: TaskTable, rows: Sequence[int] | None = N
     for group in token_budget(lengths, data.max_tokens, data.max_padding):
         batch = collate([windows[i] for i in group], range(len(group)), bundle.tokenizer)
         hidden_BLD, wide_BP = _states(
-            model, batch, bundle.precision.startswith("bf16"), table.spec.middle
+            model, batch, bundle.precision.startswith("bf16"), table.spec.layer
         )
         for place, i in enumerate(group):
             states_SD[starts[i] : starts[i + 1]] = hidden_BLD[place, : lengths[i]]
@@ -110,13 +110,13 @@ def encode_rows(bundle: Bundle, table: TaskTable, rows: Sequence[int] | None = N
     )
 
 
-def _states(model: Mixture, batch: Batch, bf16: bool, middle: bool) -> tuple[Tensor, Tensor]:
+def _states(model: Mixture, batch: Batch, bf16: bool, layer: int | None) -> tuple[Tensor, Tensor]:
     device = next(model.encoder.parameters()).device
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        embedded = model.embed([batch], deep=True)[0]
-    assert embedded.deep_BD is not None and embedded.middle_BLD is not None
-    hidden_BLD = embedded.middle_BLD if middle else embedded.hidden_BLD
+        embedded = model.embed([batch], deep=True, layer=layer)[0]
+    assert embedded.deep_BD is not None
+    hidden_BLD = embedded.hidden_BLD if layer is None else embedded.layers[layer]
     wide_BP = torch.cat([embedded.pooled_BD, embedded.deep_BD], -1)
     return hidden_BLD.float().cpu(), wide_BP.float().cpu()
 

@@ -64,7 +64,7 @@ class Parts:
         encoder: From `input_ids`, `attention` to the token states.
         gate: From `hidden`, `attention`, `context` to gate logits and what the gate read.
         experts: In the gate's order.
-        dim: Width of the token states: D, or twice that if bricks or experts read a middle layer.
+        dim: Width of the token states: D for each layer that is read.
         pooled_dim: Width of what the gate reads.
     """
 

@@ -92,14 +92,13 @@ class ExportedEncoder(nn.Module):
 
     Args:
         encoder: A DistilBERT, which is changed.
-        middle: A layer, counted from 1, whose states (N, L, D) are set beside the last ones; 0 is
-            none.
+        numbers: Layers, counted from 1, whose states (N, L, D) are set side by side.
     """
 
-    def __init__(self, encoder: Any, middle: int = 0) -> None:
+    def __init__(self, encoder: Any, numbers: Sequence[int]) -> None:
         super().__init__()
         self.embeddings, self.transformer = encoder.embeddings, encoder.transformer
-        self.middle = middle
+        self.numbers = tuple(numbers)
         for layer in self.transformer.layer:
             layer.attention = _EncoderAttention(layer.attention)
 
@@ -107,11 +106,12 @@ class ExportedEncoder(nn.Module):
         # Without DistilBertModel.forward, which makes its mask in more operators.
         hidden_NLD: Tensor = self.embeddings(input_ids)
         pairs_N1LL = token_pairs(attention)
-        for number, layer in enumerate(self.transformer.layer, start=1):
+        layers = []
+        for layer in self.transformer.layer:
             hidden_NLD = layer(hidden_NLD, pairs_N1LL)
-            if number == self.middle:
-                middle_NLD = hidden_NLD
-        return torch.cat([hidden_NLD, middle_NLD], -1) if self.middle else hidden_NLD
+            layers.append(hidden_NLD)
+        wanted = [layers[number - 1] for number in self.numbers]
+        return wanted[0] if len(wanted) == 1 else torch.cat(wanted, -1)
 
 
 class ExportedGate(nn.Module):
@@ -120,13 +120,14 @@ class ExportedGate(nn.Module):
     def __init__(self, model: Mixture) -> None:
         super().__init__()
         self.gate, self.pooling = model.gate, model.pooling
-        self.dim = model.encoder.config.dim
+        self.last = _place(model, model.encoder.config.n_layers)
+        self.middle = _place(model, middle_layer(model.encoder)) if self.gate.bricks else None
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = pool(hidden[..., : self.dim], attention, context, self.pooling)
-        if not self.gate.bricks:
+        pooled = pool(hidden[..., self.last], attention, context, self.pooling)
+        if self.middle is None:
             return self.gate.logits(pooled), pooled
-        deep = pool(hidden[..., self.dim :], attention, context, "text")
+        deep = pool(hidden[..., self.middle], attention, context, "text")
         return self.gate.logits(pooled, deep), pooled
 
 
@@ -135,19 +136,17 @@ class ExportedExpert(nn.Module):
 
     Args:
         expert: It is changed.
-        states: What it reads of `hidden`, where the last layer has the middle one behind it.
+        states: What it reads of `hidden`, where the last layer has others behind it.
     """
 
-    def __init__(self, expert: Any, states: slice | None = None) -> None:
+    def __init__(self, expert: Any, states: slice) -> None:
         super().__init__()
         self.expert, self.states = expert, states
         if expert.trunk.attention is not None:
             expert.trunk.attention = _TrunkAttention(expert.trunk.attention)
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> Tensor:
-        if self.states is not None:
-            hidden = hidden[..., self.states]
-        logits: Tensor = self.expert(hidden, attention, context)
+        logits: Tensor = self.expert(hidden[..., self.states], attention, context)
         return logits.clamp(min=OUTSIDE)
 
 
@@ -160,35 +159,36 @@ def export_parts(model: Mixture) -> Parts:
     """
     model = copy.deepcopy(model).cpu().eval()
     dim: int = model.encoder.config.dim
-    has_middle = len(model.gate.bricks) > 0 or any(model.reads_middle)
-    middle = middle_layer(model.encoder) if has_middle else 0
-    width = 2 * dim if middle else dim
+    numbers = model.read_layers
+    width = len(numbers) * dim
     tokens = ("hidden", "attention", "context")
     return Parts(
         dim=width,
         pooled_dim=pooled_width(dim, model.pooling),
         encoder=export_module(
-            ExportedEncoder(model.encoder, middle), ("input_ids", "attention"), ["states"], width
+            ExportedEncoder(model.encoder, numbers), ("input_ids", "attention"), ["states"], width
         ),
         gate=export_module(ExportedGate(model), tokens, ["scores", "embedding"], width),
         experts=tuple(
             ExpertPart(
                 name=name,
                 model=export_module(
-                    ExportedExpert(expert, _states(dim, reads) if middle else None),
+                    ExportedExpert(expert, _place(model, layer)),
                     tokens,
                     ["answer"],
                     width,
                 ),
             )
-            for (name, expert), reads in zip(model.experts.items(), model.reads_middle, strict=True)
+            for (name, expert), layer in zip(model.experts.items(), model.reads_layer, strict=True)
         ),
     )
 
 
-def _states(dim: int, middle: bool) -> slice:
-    """Of `hidden`: the last layer, or the middle one behind it."""
-    return slice(dim, 2 * dim) if middle else slice(0, dim)
+def _place(model: Mixture, layer: int) -> slice:
+    """Where the states of a layer are in `hidden`."""
+    dim: int = model.encoder.config.dim
+    place = model.read_layers.index(layer)
+    return slice(place * dim, (place + 1) * dim)
 
 
 def export_module(

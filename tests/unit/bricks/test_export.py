@@ -24,7 +24,7 @@ from moe.checkpoint import Bundle, save_checkpoint
 from moe.config import TaskConfig
 from moe.data.collate import collate
 from moe.data.windows import make_windows
-from moe.encoder import encode, encode_with_middle
+from moe.encoder import encode, encode_layers
 from moe.predict import MixtureOfExperts
 from moe.types import InputError
 
@@ -116,7 +116,7 @@ def test_a_span_task_in_plain_transformers(old_model: Old, tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def test_a_grown_tagger_reads_the_middle_layer(
+def test_a_grown_tagger_reads_an_early_layer(
     old_model: Old, tagged_rows: Path, tmp_path: Path
 ) -> None:
     made = with_tagger(old_model(), tagged_rows)
@@ -128,11 +128,11 @@ def test_a_grown_tagger_reads_the_middle_layer(
     ids = made.tokenizer.encode(["the cat and the dog"])[0][0]
     batch = collate([make_windows(ids, None, max_length=32, stride=4)[0]], [0], made.tokenizer)
     blocks = [(batch.input_ids, batch.attention_mask)]
-    last, middle = encode_with_middle(made.model.encoder, blocks)[0]
+    states = encode_layers(made.model.encoder, blocks, [1, 2])[0]
     masks = batch.attention_mask, batch.context_mask
     expert = made.model.experts["slots-0"]
-    assert_close(theirs, expert(middle, *masks), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(theirs, expert(last, *masks), atol=1e-2)
+    assert_close(theirs, expert(states[1], *masks), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(theirs, expert(states[2], *masks), atol=1e-2)
     slots = [task.name == "slots" for task in made.model.tasks]
     output = made.model(batch, tasks_BT=torch.tensor([slots]))
     assert_close(output.experts[0].logits, theirs, atol=1e-5, rtol=1e-5)

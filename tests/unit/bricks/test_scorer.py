@@ -88,7 +88,7 @@ def test_forms_are_numbered_from_zero_and_none_is_empty(count: int) -> None:
 
 def test_the_border_lies_between_the_nearest_old_row_and_equal_odds() -> None:
     odds = np.linspace(-16, -6, 1001)  # of which 99.9 % lie at most at -6.01
-    assert _border([odds - 50, odds]) == pytest.approx(-6.01 / 2)
+    assert _border([odds - 50, odds]) == pytest.approx(-6.01 * 2 / 3)
     assert _border([odds - 50]) == LOWEST
     assert _border([odds + 8]) == pytest.approx(1.99)  # one in a thousand may be beyond it
     assert _border([]) == 0.0
