@@ -13,12 +13,13 @@ from moe.comparison import Side as Training
 from moe.comparison import run_side
 from moe.rehearsal.faults import FAULTS, damaged
 from moe.release.canaries import read_canaries
-from moe.release.check import check_sides
+from moe.release.check import broken, check_sides
 from moe.release.measuring import measure_side
 from moe.release.rows import read_rows
 from moe.release.rules import Verdict
 from moe.release.sides import load_side
 from moe.release.suite import load_suite
+from moe.types import InputError
 
 Say = Callable[[str], None]
 UNDAMAGED = "an undamaged copy"
@@ -53,8 +54,12 @@ class Judge:
 
     def refusals(self, candidate: str | Path) -> list[Verdict]:
         """The verdicts that refuse a candidate."""
+        try:
+            side = load_side(str(candidate))
+        except InputError as error:
+            return [broken("loads", error)]
         verdicts = check_sides(
-            load_side(str(candidate)),
+            side,
             self._baseline,
             self._suite,
             self._rows,

@@ -93,7 +93,7 @@ def check(
     try:
         ours = load_place(place, candidate, device)
     except InputError as error:
-        return Report(candidate=_unread(candidate), verdicts=[_broken("loads", error)], **about)
+        return Report(candidate=_unread(candidate), verdicts=[broken("loads", error)], **about)
     rules.check_rules(ours.experts)
     verdicts = check_sides(ours, theirs, rules, rows, canaries)
     return Report(candidate=ours.describe(), verdicts=verdicts, **about)
@@ -103,7 +103,8 @@ def _unread(source: str) -> dict[str, Any]:
     return {"source": source, "backend": None, "precision": None, "hash": None, "size": None}
 
 
-def _broken(what: str, error: Exception) -> Verdict:
+def broken(what: str, error: Exception) -> Verdict:
+    """What refuses a candidate that raised an error."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return Verdict(name=f"structure/{what}", outcome="refused", reason=reason)
 
@@ -134,7 +135,7 @@ def check_sides(
     try:
         ours = measure_side(candidate, rows, suite)
     except Exception as error:  # of whatever a damaged model does
-        return [*verdicts, _broken("answers", error)]
+        return [*verdicts, broken("answers", error)]
     if baseline is not None and theirs is None:
         theirs = measure_side(baseline, rows, suite)
     verdicts.append(judge_finite(ours.asked))
