@@ -102,8 +102,9 @@ class Gate(nn.Module):
     def logits(self, pooled_BD: Tensor, deep_BD: Tensor | None = None) -> Tensor:
         """Gate logits (B, E) of each window alone, without noise.
 
-        An added expert gets `logsumexp(logits before it) + s`, hence the probability
-        `sigmoid(s)`: it takes its share from all others alike, and their logits do not move.
+        An added expert gets `logsumexp(trained logits) + s`. With one of them its probability is
+        `sigmoid(s)`, taken from all others alike; several compete by their s, whichever was added
+        first. The logits of others do not move.
 
         Args:
             pooled_BD: The shared embedding, float32.
@@ -113,11 +114,10 @@ class Gate(nn.Module):
         if not self.is_changed:
             return rows_BR
         added: dict[str, Tensor] = {}
-        total_B = rows_BR[:, self.rows].logsumexp(-1)
+        trained_B = rows_BR[:, self.rows].logsumexp(-1)
         for name, brick in self.bricks.items():
             assert deep_BD is not None, "bricks read the middle layer"
-            added[name] = total_B + brick(torch.cat([pooled_BD, deep_BD], -1))
-            total_B = torch.logaddexp(total_B, added[name])
+            added[name] = trained_B + brick(torch.cat([pooled_BD, deep_BD], -1))
         columns = []
         for expert in self.experts:
             parts = [rows_BR[:, row] for row in expert.rows]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class GateBrick(nn.Module):
-    """Log-odds s of the rows of an added expert against all rows known before it.
+    """Log-odds s of the rows of an added expert against all rows known when it was added.
 
     A linear discriminant with one prototype per class of the expert and some per other task:
     `s = scale * (logsumexp(own) - logsumexp(others)) + offset`, over what the gate reads and the

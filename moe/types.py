@@ -35,7 +35,7 @@ class BrickSpec:
 
     Attributes:
         name: That of the expert it was fitted for.
-        order: Bricks are asked one after the other, from the lowest.
+        order: When it was added: a larger number is later.
         own: Prototypes of the expert's rows.
         others: Prototypes of all other rows.
     """

@@ -152,7 +152,7 @@ def test_an_added_expert_takes_its_share_from_all_alike() -> None:
     torch.testing.assert_close(share, (1 - s.sigmoid())[:, None].expand(-1, 3))
 
 
-def test_bricks_are_asked_in_the_order_of_their_growth_and_merged_rows_keep_their_mass() -> None:
+def test_bricks_compete_by_their_odds_and_merged_rows_keep_their_mass() -> None:
     pooled, deep, ids = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6)
     both = ExpertSpec(name="both", rows=(0, 2))
     experts = [ExpertSpec(name="b", bricks=(spec("b", 5),)), both,
@@ -160,10 +160,9 @@ def test_bricks_are_asked_in_the_order_of_their_growth_and_merged_rows_keep_thei
     made = gate(experts)
     assert list(made.bricks) == ["a", "b"] and made.rows == [0, 2]  # row 1 is removed
     b, _, a = made(pooled, ids, deep).softmax(-1).T
-    first = made.bricks["a"](torch.cat([pooled, deep], -1)).sigmoid()
-    last = made.bricks["b"](torch.cat([pooled, deep], -1)).sigmoid()
-    torch.testing.assert_close(b, last)
-    torch.testing.assert_close(a, first * (1 - last))
+    odds = {name: made.bricks[name](torch.cat([pooled, deep], -1)).exp() for name in "ab"}
+    torch.testing.assert_close(a, odds["a"] / (1 + odds["a"] + odds["b"]))
+    torch.testing.assert_close(b, odds["b"] / (1 + odds["a"] + odds["b"]))
     rows = made.scores(pooled) / made.temperature
     torch.testing.assert_close(made(pooled, ids, deep)[:, 1], rows[:, [0, 2]].logsumexp(-1))
 
