@@ -121,13 +121,14 @@ class ExportedGate(nn.Module):
         super().__init__()
         self.gate, self.pooling = model.gate, model.pooling
         self.last = _place(model, model.encoder.config.n_layers)
-        self.middle = _place(model, middle_layer(model.encoder)) if self.gate.bricks else None
+        if self.gate.bricks:
+            self.middle = _place(model, middle_layer(model.encoder))
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = pool(hidden[..., self.last], attention, context, self.pooling)
-        if self.middle is None:
+        pooled = pool(_read(hidden, self.last), attention, context, self.pooling)
+        if not self.gate.bricks:
             return self.gate.logits(pooled), pooled
-        deep = pool(hidden[..., self.middle], attention, context, "text")
+        deep = pool(_read(hidden, self.middle), attention, context, "text")
         return self.gate.logits(pooled, deep), pooled
 
 
@@ -136,17 +137,17 @@ class ExportedExpert(nn.Module):
 
     Args:
         expert: It is changed.
-        states: What it reads of `hidden`, where the last layer has others behind it.
+        place: Of what it reads in `hidden`.
     """
 
-    def __init__(self, expert: Any, states: slice) -> None:
+    def __init__(self, expert: Any, place: slice | None = None) -> None:
         super().__init__()
-        self.expert, self.states = expert, states
+        self.expert, self.place = expert, place
         if expert.trunk.attention is not None:
             expert.trunk.attention = _TrunkAttention(expert.trunk.attention)
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> Tensor:
-        logits: Tensor = self.expert(hidden[..., self.states], attention, context)
+        logits: Tensor = self.expert(_read(hidden, self.place), attention, context)
         return logits.clamp(min=OUTSIDE)
 
 
@@ -184,11 +185,17 @@ def export_parts(model: Mixture) -> Parts:
     )
 
 
-def _place(model: Mixture, layer: int) -> slice:
-    """Where the states of a layer are in `hidden`."""
+def _place(model: Mixture, layer: int) -> slice | None:
+    """Where the states of a layer are in `hidden`; None if they are all of it."""
+    if len(model.read_layers) == 1:
+        return None
     dim: int = model.encoder.config.dim
     place = model.read_layers.index(layer)
     return slice(place * dim, (place + 1) * dim)
+
+
+def _read(hidden: Tensor, place: slice | None) -> Tensor:
+    return hidden if place is None else hidden[..., place]
 
 
 def export_module(
