@@ -250,9 +250,8 @@ def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[T
         encoder: The DistilBERT.
         blocks: `input_ids` (B, L) int64 and `attention_mask` (B, L) bool of each.
     """
-    for hidden_ND in _layers(encoder, blocks):
-        last_ND = hidden_ND
-    return _split(last_ND, blocks)
+    last = encoder.config.n_layers
+    return [layers[last] for layers in encode_layers(encoder, blocks, [last])]
 
 
 def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tensor]:

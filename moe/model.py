@@ -133,13 +133,14 @@ class Mixture(nn.Module):
         """
         blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
         masks = [(batch.attention_mask, batch.context_mask) for batch in batches]
+        last: int = self.encoder.config.n_layers
         middle = middle_layer(self.encoder) if deep or len(self.gate.bricks) else None
         wanted = {*self.read_layers, *(n for n in (middle, layer) if n is not None)}
         return [
             Embedded(
-                hidden_BLD=layers[self.encoder.config.n_layers],
+                hidden_BLD=layers[last],
                 layers=layers,
-                pooled_BD=pool(layers[self.encoder.config.n_layers], *mask, self.pooling),
+                pooled_BD=pool(layers[last], *mask, self.pooling),
                 deep_BD=None if middle is None else pool(layers[middle], *mask, "text"),
             )
             for layers, mask in zip(encode_layers(self.encoder, blocks, wanted), masks, strict=True)

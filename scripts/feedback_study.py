@@ -20,11 +20,7 @@ def main() -> None:
     add("--ckpt", required=True, help="a .ckpt")
     add("--out", required=True, metavar="DIR", help="new folder of all it writes")
     add("--suite", required=True, metavar="FILE.yaml", help="of the gate")
-    add(
-        "--label",
-        required=True,
-        help="what 'ping me at six' should mean",
-    )
+    add("--label", required=True, help="what 'ping me at six' should mean")
     add("--expert", required=True, help="which one learns")
     add("--data.root", dest="root", metavar="DIR", help="of relative sources")
     add("--json", metavar="OUT.json", help="file to write the numbers to")

@@ -26,7 +26,6 @@ def main() -> None:
     from moe.measure import write_json
     from moe.rehearsal.judging import judge_faults, judge_retrains, judging_text
 
-    values.out.mkdir(parents=True, exist_ok=True)
     shared = {"suite": values.suite, "root": values.root, "rows": values.rows}
     if values.what == "faults":
         found = judge_faults(values.ckpt, values.out, **shared)

@@ -27,6 +27,7 @@ from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.windows import PaddedWindows, TextTokenizer
 from moe.encoder import MINILM, build_encoder, resolve_folder
 from moe.experts import Trunk
+from moe.experts.trunk import LAYER_NAMES
 from moe.model import Mixture, build_model
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.onnx.bundle import FILES, OnnxGraph
@@ -233,20 +234,10 @@ def same_classifier(model: Mixture, expert: str) -> DistilBertForSequenceClassif
 
 def _as_layer(trunk: Trunk, number: int) -> dict[str, Tensor]:
     """A trunk's weights under the names of the last layer of `number`."""
-    names = {
-        "attention.query": "attention.q_lin",
-        "attention.key": "attention.k_lin",
-        "attention.value": "attention.v_lin",
-        "attention.output": "attention.out_lin",
-        "attention.norm": "sa_layer_norm",
-        "feed_forward.inner": "ffn.lin1",
-        "feed_forward.outer": "ffn.lin2",
-        "feed_forward.norm": "output_layer_norm",
-    }
     state = {}
     for name, tensor in trunk.state_dict().items():
         module, _, kind = name.rpartition(".")
-        state[f"transformer.layer.{number - 1}.{names[module]}.{kind}"] = tensor
+        state[f"transformer.layer.{number - 1}.{LAYER_NAMES[module]}.{kind}"] = tensor
     return state
 
 

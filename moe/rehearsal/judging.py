@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from moe.checkpoint import load_bundle
@@ -97,15 +97,16 @@ def judge_faults(
     from moe.rehearsal.export_faults import EXPORT_FAULTS, damaged_export
 
     judge = Judge(ckpt, suite, root, rows)
+    out.mkdir(parents=True, exist_ok=True)
     found = {}
     for name in (UNDAMAGED, *FAULTS, *EXPORT_FAULTS):
-        folder = out / "candidate"
-        if name in EXPORT_FAULTS:
-            damaged_export(ckpt, EXPORT_FAULTS[name], folder)
-        else:
-            damaged(ckpt, FAULTS.get(name), folder)
-        found[name] = _told(name, judge.refusals(folder), say)
-        shutil.rmtree(folder)
+        with TemporaryDirectory(dir=out) as temporary:
+            folder = Path(temporary) / "candidate"
+            if name in EXPORT_FAULTS:
+                damaged_export(ckpt, EXPORT_FAULTS[name], folder)
+            else:
+                damaged(ckpt, FAULTS.get(name), folder)
+            found[name] = _told(name, judge.refusals(folder), say)
     return found
 
 
