@@ -51,7 +51,7 @@ class Bundle:
         precision: The Trainer's precision in training, such as `32-true` or `bf16-mixed`.
         metrics: Validation at which it was saved, in the shape of `eval.py --json`.
         memory: By task, and of the routing rows and of texts that fit no task: (X, P) embeddings of
-            training rows, what the gate reads and the middle layer's; empty without any.
+            training rows, what the gate reads and then what its bricks read; empty without any.
         history: What was changed since training (`moe.bricks.history`).
         profile: The rows of that validation as numbers, None in older checkpoints.
     """

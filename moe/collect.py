@@ -144,17 +144,14 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
 
 def embed(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
     """What the gate reads of each request (N, D), the mean over its windows; no expert runs."""
-    return embed_deep(model, requests)[:, : model.gate.dim]
+    return embed_wide(model, requests)[:, : model.gate.dim]
 
 
 @torch.no_grad()
-def embed_deep(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
-    """What gate bricks read of each request (N, P): the same, and the middle layer's behind it."""
+def embed_wide(model: Mixture, requests: RequestBatch) -> NDArray[np.float32]:
+    """What is remembered of each request (N, P): the same, and behind it what bricks read."""
     batch = requests.batch
-    read = model.embed([batch], deep=True)[0]
-    assert read.deep_BD is not None
-    wide_BP = torch.cat([read.pooled_BD, read.deep_BD], -1).float()
-    wide_BP = mean_per_request(wide_BP, batch.request_ids)
+    wide_BP = mean_per_request(model.embed([batch], early=True)[0].wide_BP, batch.request_ids)
     embedded: NDArray[np.float32] = wide_BP[requests.first_windows()].cpu().numpy()
     return embedded
 

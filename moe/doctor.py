@@ -99,7 +99,7 @@ def describe_device() -> str:
 
 def check_weights() -> str:
     """What is wrong with the packaged MiniLM-L6, or "ok"."""
-    from moe.encoder import minilm_weights
+    from moe.pretrained import minilm_weights
 
     try:
         minilm_weights()

@@ -16,7 +16,7 @@ from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.forms import FORMS
 
-MAX_REMEMBERED = 2_000  # rows of a task, some 2 kB each
+MAX_REMEMBERED = 2_000  # rows of a task, some 4 kB each
 
 
 def fit_calibration(

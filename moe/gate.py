@@ -1,6 +1,7 @@
 """The gate: scores of the experts from the shared embedding, and the decision that follows.
 
-Dimensions: B windows, D encoder width, P projection width, E experts, T tasks.
+Dimensions: B windows, D width of the embedding, P that of a projection, or of what bricks read, E
+experts, T tasks.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Gate(nn.Module):
         temperature: Divides the scores.
         noise: Standard deviation of the noise added to the logits in training.
         experts: What each expert stands on; None: one row each, in order.
-        piece: Encoder width, where `dim` is two means; None is `dim`.
+        layer_dim: Encoder width, where `dim` is two means; None is `dim`.
     """
 
     selection_bias: Tensor
@@ -69,7 +70,7 @@ class Gate(nn.Module):
         temperature: float = 0.1,
         noise: float = 0.0,
         experts: Sequence[ExpertSpec] | None = None,
-        piece: int | None = None,
+        layer_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.scores: nn.Module = (
@@ -90,16 +91,13 @@ class Gate(nn.Module):
         self.bricks = nn.ModuleDict(
             {
                 spec.name: GateBrick(
-                    dim=piece or dim,
-                    pieces=dim // (piece or dim) + 1,
-                    own=spec.own,
-                    others=spec.others,
+                    dim=layer_dim or dim, layers=spec.layers, own=spec.own, others=spec.others
                 )
                 for spec in sorted(specs, key=lambda spec: spec.order)
             }
         )
 
-    def logits(self, pooled_BD: Tensor, deep_BD: Tensor | None = None) -> Tensor:
+    def logits(self, pooled_BD: Tensor, early_BP: Tensor | None = None) -> Tensor:
         """Gate logits (B, E) of each window alone, without noise.
 
         An added expert gets `logsumexp(trained logits) + s`. With one of them its probability is
@@ -108,7 +106,7 @@ class Gate(nn.Module):
 
         Args:
             pooled_BD: The shared embedding, float32.
-            deep_BD: That of a middle layer, for bricks.
+            early_BP: Means of the encoder's first layers, for bricks.
         """
         rows_BR: Tensor = self.scores(pooled_BD) / self.temperature
         if not self.is_changed:
@@ -116,8 +114,8 @@ class Gate(nn.Module):
         added: dict[str, Tensor] = {}
         trained_B = rows_BR[:, self.rows].logsumexp(-1)
         for name, brick in self.bricks.items():
-            assert deep_BD is not None, "bricks read the middle layer"
-            added[name] = trained_B + brick(torch.cat([pooled_BD, deep_BD], -1))
+            assert early_BP is not None, "bricks read the first layers"
+            added[name] = trained_B + brick(early_BP)
         columns = []
         for expert in self.experts:
             parts = [rows_BR[:, row] for row in expert.rows]
@@ -137,19 +135,19 @@ class Gate(nn.Module):
         )
 
     def forward(
-        self, pooled_BD: Tensor, request_ids: Tensor, deep_BD: Tensor | None = None
+        self, pooled_BD: Tensor, request_ids: Tensor, early_BP: Tensor | None = None
     ) -> Tensor:
         """Gate logits (B, E), float32, equal for the windows of one request.
 
         Args:
             pooled_BD: The shared embedding.
             request_ids: (B,) int64 in [0, B): windows with one number are averaged.
-            deep_BD: The embedding of a middle layer, which bricks read.
+            early_BP: Means of the encoder's first layers, which bricks read.
         """
         # A softmax over close scores loses the order of experts in bfloat16's 8 bits.
         with torch.autocast(pooled_BD.device.type, enabled=False):
-            deep_BD = None if deep_BD is None else deep_BD.float()
-            logits_BE = self.logits(pooled_BD.float(), deep_BD)
+            early_BP = None if early_BP is None else early_BP.float()
+            logits_BE = self.logits(pooled_BD.float(), early_BP)
             if self.training and self.noise > 0:
                 logits_BE = logits_BE + self.noise * torch.randn_like(logits_BE)
             return mean_per_request(logits_BE, request_ids)

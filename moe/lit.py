@@ -32,7 +32,7 @@ from moe.checkpoint import (
     profile_tensors,
     reference_tensors,
 )
-from moe.collect import Answers, collect, embed_deep
+from moe.collect import Answers, collect, embed_wide
 from moe.config import ExperimentConfig
 from moe.data.collate import RequestBatch
 from moe.data.module import Step
@@ -240,7 +240,7 @@ class LitMixture(L.LightningModule):
             answers = collect(self.model, tables[dataloader_idx], requests)
             self._collected.answers[dataloader_idx].append(answers)
         else:
-            embedded = requests.rows, embed_deep(self.model, requests)
+            embedded = requests.rows, embed_wide(self.model, requests)
             self._collected.embedded[dataloader_idx - len(tables)].append(embedded)
 
     def on_validation_epoch_end(self) -> None:

@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from transformers import DistilBertModel
 
 from moe.dispatch import dispatch
-from moe.encoder import (
-    encode_layers,
-    keep_layers,
-    middle_layer,
-    pool,
-    pooled_width,
-)
+from moe.encoder import early_layers, encode_layers, keep_layers, pool, pooled_width, text_means
 from moe.experts import Expert, build_expert
 from moe.experts.trunk import copy_layer
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
@@ -46,13 +40,20 @@ class Embedded:
         hidden_BLD: Token states.
         layers: Those of every layer that something reads, by number.
         pooled_BD: What the gate reads, (B, D) or (B, 2D).
-        deep_BD: Of the middle layer, what bricks of the gate read too; None if nothing does.
+        early_BP: Means of the text in the first layers side by side, what bricks of the gate read;
+            None if there are none.
     """
 
     hidden_BLD: Tensor
     layers: Mapping[int, Tensor]
     pooled_BD: Tensor
-    deep_BD: Tensor | None
+    early_BP: Tensor | None
+
+    @property
+    def wide_BP(self) -> Tensor:
+        """Both side by side, float32: what a checkpoint remembers of a row."""
+        assert self.early_BP is not None, "not asked for"
+        return torch.cat([self.pooled_BD, self.early_BP], -1).float()
 
 
 class Mixture(nn.Module):
@@ -122,26 +123,26 @@ class Mixture(nn.Module):
         ]
 
     def embed(
-        self, batches: Sequence[Batch], *, deep: bool = False, layer: int | None = None
+        self, batches: Sequence[Batch], *, early: bool = False, layer: int | None = None
     ) -> list[Embedded]:
         """The encoder's part for each batch.
 
         Args:
             batches: They are encoded together.
-            deep: Whether `deep_BD` is wanted also if there are no bricks.
+            early: Whether `early_BP` is wanted also if there are no bricks.
             layer: One that is wanted also if nothing reads it yet.
         """
         blocks = [(batch.input_ids, batch.attention_mask) for batch in batches]
         masks = [(batch.attention_mask, batch.context_mask) for batch in batches]
         last: int = self.encoder.config.n_layers
-        middle = middle_layer(self.encoder) if deep or len(self.gate.bricks) else None
-        wanted = {*self.read_layers, *(n for n in (middle, layer) if n is not None)}
+        early_ones = early_layers(self.encoder) if early or self.gate.bricks else range(0)
+        wanted = {*self.read_layers, *early_ones, *([] if layer is None else [layer])}
         return [
             Embedded(
                 hidden_BLD=layers[last],
                 layers=layers,
                 pooled_BD=pool(layers[last], *mask, self.pooling),
-                deep_BD=None if middle is None else pool(layers[middle], *mask, "text"),
+                early_BP=text_means([layers[n] for n in early_ones], *mask) if early_ones else None,
             )
             for layers, mask in zip(encode_layers(self.encoder, blocks, wanted), masks, strict=True)
         ]
@@ -149,9 +150,9 @@ class Mixture(nn.Module):
     @property
     def read_layers(self) -> tuple[int, ...]:
         """Numbers of the encoder's layers that gate, bricks or experts read; the last one first."""
-        earlier = {*self.reads_layer, *([middle_layer(self.encoder)] if self.gate.bricks else [])}
+        early = early_layers(self.encoder) if self.gate.bricks else ()
         last: int = self.encoder.config.n_layers
-        return (last, *sorted(earlier - {last}))
+        return (last, *sorted({*self.reads_layer, *early} - {last}))
 
     def _answer(
         self,
@@ -164,7 +165,7 @@ class Mixture(nn.Module):
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
             batch.request_ids,
-            embedded.deep_BD,
+            embedded.early_BP,
         )
         routing = self._route(logits_BE, batch, tasks_BT, allowed_BT)
         modules = list(self.experts.values())
@@ -269,7 +270,7 @@ def build_model(
         temperature=config.gate.temperature,
         noise=config.gate.noise,
         experts=experts_E,
-        piece=shape.dim,
+        layer_dim=shape.dim,
     )
     experts = {
         name: build_task_expert(config, task, encoder)
@@ -277,7 +278,10 @@ def build_model(
         for name in task.expert_names
     }
     keep_layers(encoder, config.encoder.layers)
-    count = encoder.config.n_layers
+    count, early = encoder.config.n_layers, len(early_layers(encoder))
+    for expert in experts_E:
+        if any(brick.layers != early for brick in expert.bricks):
+            raise InputError(f"the gate brick of {expert.name!r} does not read {early} layers")
     for task in tasks:
         if task.layer is not None and not 1 <= task.layer <= count:
             raise InputError(

@@ -113,6 +113,11 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         check_range("model.expert", self, "dropout", 0, 0.99)
+        check(
+            self.start == "random" or self.trunk == "transformer",
+            f"model.expert.start is 'encoder', a layer to copy: the trunk {self.trunk!r} is none; "
+            "set model.expert.trunk to transformer, or start to random",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

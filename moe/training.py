@@ -22,13 +22,14 @@ from moe.data.mixing import StepPlanner
 from moe.data.module import MixtureData, build_planner
 from moe.data.prepare import Tables, build_tables
 from moe.data.windows import TextTokenizer
-from moe.encoder import compile_blocks, freeze, load_encoder, resolve_folder, set_dropout
+from moe.encoder import compile_blocks, freeze, set_dropout
 from moe.evaluation import Evaluation, baseline, main_metric
 from moe.interrupt import StopSignals
 from moe.launch import build_trainer, exchange, quiet
 from moe.lit import LitMixture
 from moe.model import Mixture, build_model
 from moe.precision import pick_precision
+from moe.pretrained import load_encoder, resolve_folder
 from moe.ranks import first_before_others, from_first, num_ranks
 from moe.resume import last_state
 from moe.runs import RESULT, write_result

@@ -36,12 +36,14 @@ class BrickSpec:
     Attributes:
         name: That of the expert it was fitted for.
         order: When it was added: a larger number is later.
+        layers: How many of the encoder's layers it reads, from the first.
         own: Prototypes of the expert's rows.
         others: Prototypes of all other rows.
     """
 
     name: str
     order: int
+    layers: int
     own: int
     others: int
 
@@ -64,7 +66,13 @@ class ExpertSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExpertSpec:
-        """What `dataclasses.asdict` described, lists for tuples."""
+        """What `dataclasses.asdict` described, lists for tuples.
+
+        Raises:
+            InputError: It was added when gate bricks read the last layer, too.
+        """
+        if any("layers" not in brick for brick in values["bricks"]):  # until 22 November 2026
+            raise InputError(f"the expert {values['name']!r} is of an older program: add it again")
         bricks = tuple(BrickSpec(**brick) for brick in values["bricks"])
         return cls(name=values["name"], rows=tuple(values["rows"]), bricks=bricks)
 

@@ -22,7 +22,7 @@ from moe.benchmarks.models import (
     routed,
 )
 from moe.benchmarks.pairs import Benchmark, Case, Options, timed
-from moe.encoder import MINILM
+from moe.pretrained import MINILM
 from moe.types import InputError
 
 BOTH = ("sentiment", "intent")

@@ -25,13 +25,14 @@ from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.windows import PaddedWindows, TextTokenizer
-from moe.encoder import MINILM, build_encoder, resolve_folder
+from moe.encoder import build_encoder
 from moe.experts import Trunk
 from moe.experts.trunk import LAYER_NAMES
 from moe.model import Mixture, build_model
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.export import write
+from moe.pretrained import MINILM, resolve_folder
 from moe.types import Batch, InputError, TaskSpec
 
 TrunkKind = Literal["none", "ffn", "transformer"]

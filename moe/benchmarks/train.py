@@ -37,9 +37,10 @@ from moe.data.formats import Example
 from moe.data.module import StepDataset, build_planner
 from moe.data.prepare import build_tables, read_task
 from moe.data.windows import TextTokenizer
-from moe.encoder import MINILM, build_encoder, resolve_folder
+from moe.encoder import build_encoder
 from moe.model import build_model
 from moe.precision import pick_precision
+from moe.pretrained import MINILM, resolve_folder
 from moe.types import InputError
 
 SHARES = {"sentiment": 80.0, "qa": 11.0, "intent": 37.0}  # of configs/local.yaml

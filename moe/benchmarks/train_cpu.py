@@ -17,7 +17,8 @@ from moe.allocator import keep_freed_memory
 from moe.benchmarks.models import SHAPES
 from moe.benchmarks.pairs import Benchmark, Case, Options
 from moe.benchmarks.processes import run_side
-from moe.encoder import MINILM, build_encoder, compile_blocks, encode_together
+from moe.encoder import build_encoder, compile_blocks, encode_together
+from moe.pretrained import MINILM
 
 # What each side of a case sets; everything else is as in training.
 SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

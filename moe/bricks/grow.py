@@ -30,7 +30,7 @@ from moe.bricks.tasks import (
 from moe.checkpoint import Bundle
 from moe.config import OptimizerConfig, TaskConfig
 from moe.data.tables import TaskTable
-from moe.encoder import word_layer
+from moe.encoder import early_layers, word_layer
 from moe.types import BrickSpec, ExpertSpec, TaskSpec
 
 # With less dropout a few thousand rows are learned by heart (docs/bricks.md).
@@ -130,19 +130,26 @@ def brick_data(
     Args:
         bundle: With a memory.
         task: The expert's: other rows of it may go to the expert, too.
-        wide_NP: What bricks read of the expert's rows.
+        wide_NP: What gate and bricks read of the expert's rows.
         classes_N: Their classes, all alike where the task has none.
     """
     tasks = [spec.name for spec in bundle.model.tasks if spec.name != task]
     limited = [name for name in tasks if name in bundle.memory]
-    return BrickData(own_XP=wide_NP, classes_X=classes_N, others=bundle.memory, limited=limited)
+    start = bundle.model.gate.dim
+    others = {name: rows_XP[:, start:] for name, rows_XP in bundle.memory.items()}
+    return BrickData(own_XP=wide_NP[:, start:], classes_X=classes_N, others=others, limited=limited)
 
 
 def brick_spec(bundle: Bundle, name: str, data: BrickData) -> BrickSpec:
     """A brick of the sizes of its data, after all that the gate has."""
     known = [b.order for e in bundle.model.gate.experts for b in e.bricks]
-    order = max(known, default=-1) + 1
-    return BrickSpec(name=name, order=order, own=data.num_own(), others=data.num_others())
+    return BrickSpec(
+        name=name,
+        order=max(known, default=-1) + 1,
+        layers=len(early_layers(bundle.model.encoder)),
+        own=data.num_own(),
+        others=data.num_others(),
+    )
 
 
 def _kept_and_measured(bundle: Bundle, rows: NewRows, wide_NP: Vectors, also: bool) -> Bundle:

@@ -1,6 +1,6 @@
 """What a checkpoint remembers of its tasks' rows: embeddings, so that no old text is needed.
 
-Dimensions: N rows, D width of what the gate reads, P width of what gate bricks read, X kept rows.
+Dimensions: N rows, D width of what the gate reads, P of that and what its bricks read, X kept rows.
 """
 
 from __future__ import annotations
@@ -20,39 +20,43 @@ from moe.abstain import (
     rounded,
 )
 from moe.checkpoint import Bundle
-from moe.collect import embed_deep
+from moe.collect import embed_wide
 from moe.data.module import RequestDataset
 from moe.data.prepare import UNUSUAL, read_task, some_rows
 from moe.data.routing import RoutingTable, hold_out, read_routing_rows
 from moe.data.tables import TaskTable, build_table
+from moe.encoder import early_layers
 from moe.fitting import MAX_REMEMBERED, remembered
 from moe.types import InputError
 
 
 def with_memory(bundle: Bundle, root: str | None = None) -> Bundle:
-    """The bundle, with a memory made from its training data if it holds none.
+    """The bundle, with a memory made from its training data if it holds none or an older one.
 
     Args:
         bundle: Any.
         root: Folder of the training data's relative sources; None is that of the training.
 
     Raises:
-        InputError: It holds no memory and its training data cannot be read.
+        InputError: It has no such memory and its training data cannot be read.
     """
-    if bundle.memory:
+    encoder = bundle.model.encoder
+    width = bundle.model.gate.dim + len(early_layers(encoder)) * encoder.config.dim
+    # Until 22 November 2026 of the last and the middle layer.
+    if bundle.memory and all(rows.shape[1] == width for rows in bundle.memory.values()):
         return bundle
     root = bundle.config.data.root if root is None else root
     try:
         tables = _some_tables(bundle, root)
     except InputError as error:
         raise InputError(
-            "the checkpoint remembers no rows of its tasks, and its training data cannot be read: "
-            f"{error}; name their folder with --old_root"
+            "the checkpoint remembers no rows of its tasks, or not all that is needed of them, and "
+            f"its training data cannot be read: {error}; name their folder with --old_root"
         ) from error
     rows = {}
     for name, table in tables.items():
         data = RequestDataset(table, bundle.tokenizer, bundle.config.data)
-        batches = [embed_deep(bundle.model, data[i]) for i in range(len(data))]
+        batches = [embed_wide(bundle.model, data[i]) for i in range(len(data))]
         rows[name] = np.concatenate(batches)
     return replace(bundle, memory=remembered(rows, bundle.config.seed_everything))
 
@@ -87,7 +91,7 @@ def remember(
     Args:
         bundle: With a memory.
         task: Its name.
-        train_NP: Of its training rows, of which some are kept.
+        train_NP: What gate and bricks read of its training rows, of which some are kept.
         validation_ND: What the gate reads of other rows of the task.
         seed: Chooses the rows.
     """

@@ -23,7 +23,7 @@ from moe.gate_brick import GateBrick
 MOVED = 0.001  # share of the remembered rows of each other task that an added expert may take
 SHRINKAGE = 0.1
 FOLDS = 5  # each places its share of the border without being fitted on
-LOWEST = -12.0  # nats, on the scale of the discriminant
+LOWEST = -6.0  # nats, on the scale of the discriminant
 TOWARDS = 2 / 3  # of the way from equal odds to the nearest old rows, where these are far off
 MEDIAN = 20.0  # nats of a typical own row: such discriminants are overconfident by far
 FEWEST = 2  # rows of a prototype
@@ -47,7 +47,7 @@ class BrickFit:
 
 @dataclass(frozen=True, kw_only=True)
 class BrickData:
-    """Rows to fit a brick on, (X, P) as they come from the encoder.
+    """Rows to fit a brick on, (X, P) means of the first layers side by side.
 
     Attributes:
         own_XP: The added expert's.

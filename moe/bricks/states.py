@@ -34,7 +34,7 @@ class EncodedRows:
         requests: The row of the table that each is a part of, ascending.
         states_SD: Token states of all windows one after the other, 32 or 16 bits.
         starts: Where the states of each window begin, and where the last end.
-        wide_WP: What gate bricks read: the gate's embedding and a middle layer's behind it.
+        wide_WP: What the gate reads, and then what its bricks read.
     """
 
     windows: tuple[Window, ...]
@@ -54,7 +54,7 @@ class EncodedRows:
         return hidden_BLD, batch
 
     def wide_rows(self) -> Vectors:
-        """What gate bricks read of each row (N, P): the mean over its windows."""
+        """What gate and bricks read of each row (N, P): the mean over its windows."""
         owners = torch.tensor(self.requests)
         _, owners, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
         zeros_NP = torch.zeros(len(counts), self.wide_WP.shape[1])
@@ -114,11 +114,9 @@ def _states(model: Mixture, batch: Batch, bf16: bool, layer: int | None) -> tupl
     device = next(model.encoder.parameters()).device
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        embedded = model.embed([batch], deep=True, layer=layer)[0]
-    assert embedded.deep_BD is not None
+        embedded = model.embed([batch], early=True, layer=layer)[0]
     hidden_BLD = embedded.hidden_BLD if layer is None else embedded.layers[layer]
-    wide_BP = torch.cat([embedded.pooled_BD, embedded.deep_BD], -1)
-    return hidden_BLD.float().cpu(), wide_BP.float().cpu()
+    return hidden_BLD.float().cpu(), embedded.wide_BP.cpu()
 
 
 def shuffled_batches(

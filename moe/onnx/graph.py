@@ -23,7 +23,7 @@ known_hidden (batch, length, width): `hidden` of an earlier run on the same rows
 no encoder; empty by default.
 Outputs: gate_logits (batch, experts) of each row alone: average them over the windows of a request.
 pooled (batch, width or twice that): what the gate read. hidden (batch, length, width), the states
-of a middle layer behind them if something that was added reads these. By name of the expert its
+of other layers behind them if something that was added reads these. By name of the expert its
 logits: (batch, classes); of a tagger (batch, length, tags); or (batch, length, 2) for start and
 end, -1e9 outside the passage and at position 0 the score of no answer. 0 in rows that did not
 choose it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from moe.encoder import middle_layer, pool, pooled_width
+from moe.encoder import early_layers, pool, pooled_width, text_means
 from moe.model import Mixture
 from moe.onnx.graph import ExpertPart, Parts
 
@@ -122,14 +122,14 @@ class ExportedGate(nn.Module):
         self.gate, self.pooling = model.gate, model.pooling
         self.last = _place(model, model.encoder.config.n_layers)
         if self.gate.bricks:
-            self.middle = _place(model, middle_layer(model.encoder))
+            self.early = [_place(model, number) for number in early_layers(model.encoder)]
 
     def forward(self, hidden: Tensor, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         pooled = pool(_read(hidden, self.last), attention, context, self.pooling)
         if not self.gate.bricks:
             return self.gate.logits(pooled), pooled
-        deep = pool(_read(hidden, self.middle), attention, context, "text")
-        return self.gate.logits(pooled, deep), pooled
+        states = [_read(hidden, place) for place in self.early]
+        return self.gate.logits(pooled, text_means(states, attention, context)), pooled
 
 
 class ExportedExpert(nn.Module):

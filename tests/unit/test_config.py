@@ -43,6 +43,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
     (GateConfig, {"multi_task_threshold": 0.0}, "must be in (0, 1) or null, got 0.0"),
     (GateConfig, {"multi_task_threshold": 1.0}, "must be in (0, 1) or null, got 1.0"),
     (ExpertConfig, {"dropout": 1.5}, "model.expert.dropout must be in [0, 0.99], got 1.5"),
+    (ExpertConfig, {"start": "encoder", "trunk": "ffn"}, "model.expert.start is 'encoder', a"),
     (LossConfig, {"routing": -1.0}, "model.loss.routing must be at least 0, got -1.0"),
     (LossConfig, {"switch": -1.0}, "model.loss.switch must be at least 0, got -1.0"),
     (LossConfig, {"prior": -1.0}, "model.loss.prior must be at least 0, got -1.0"),

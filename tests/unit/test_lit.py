@@ -242,7 +242,7 @@ def test_validation_fits_on_routing_rows(tables, monkeypatch: pytest.MonkeyPatch
     for name, rows in expected.exemplars.items():  # batches come longest first
         got = reference.exemplars[name]
         np.testing.assert_allclose(sorted(got[:, 0]), sorted(rows[:, 0]), atol=1e-3)
-    # Remembered for gate bricks: the same embeddings and the middle layer's behind them.
+    # Remembered for gate bricks: the same embeddings and those of the first layers behind them.
     assert {k: v.shape for k, v in lit.memory.items()} == {
         "sentiment": (2, 3 * 32), "qa": (3, 3 * 32), "intent": (4, 3 * 32)}
     read = np.sort(lit.memory["qa"][:, : 2 * 32], axis=0)

@@ -15,7 +15,7 @@ import torch
 from moe.abstain import Reference, normalise
 from moe.bricks.fit import FitConfig
 from moe.checkpoint import Bundle
-from moe.collect import embed_deep
+from moe.collect import embed_wide
 from moe.data.collate import collate_requests
 from moe.data.windows import make_windows
 
@@ -30,11 +30,11 @@ def texts(words: str, count: int, seed: int = 0) -> list[str]:
 
 
 def wide(bundle: Bundle, asked: list[str]) -> np.ndarray:
-    """What gate bricks read of texts."""
+    """What is remembered of texts."""
     windows = [make_windows(ids, None, max_length=32, stride=4)
                for ids, _ in bundle.tokenizer.encode(asked)]
     requests = collate_requests(range(len(asked)), windows, bundle.tokenizer)
-    return embed_deep(bundle.model, requests)
+    return embed_wide(bundle.model, requests)
 
 
 @pytest.fixture

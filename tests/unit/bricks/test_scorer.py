@@ -17,7 +17,7 @@ from moe.bricks.scorer import (
 )
 from moe.gate import Gate
 from moe.gate_brick import GateBrick
-from moe.types import BrickSpec, ExpertSpec
+from moe.types import BrickSpec, ExpertSpec, InputError
 
 
 def cloud(centre: list[float], count: int, seed: int, spread: float = 0.12) -> np.ndarray:
@@ -32,7 +32,7 @@ CLASSES = np.repeat([0, 1], 100)
 
 def fitted(own: np.ndarray, classes: np.ndarray, limited: list[str]) -> tuple:
     data = BrickData(own_XP=own, classes_X=classes, others=OLD, limited=limited)
-    brick = GateBrick(dim=4, pieces=1, own=data.num_own(), others=data.num_others())
+    brick = GateBrick(dim=4, layers=1, own=data.num_own(), others=data.num_others())
     return brick, fit_brick(brick, data)
 
 
@@ -73,7 +73,7 @@ def test_every_form_of_an_old_task_has_its_prototype() -> None:
     assert not set(found[:200]) & set(found[200:])
     data = BrickData(own_XP=cloud([0, 0, 0, 1], 200, 7, 0.05), classes_X=np.zeros(200, np.int64),
                      others={"old": forms, **OLD}, limited=["old"])
-    brick = GateBrick(dim=4, pieces=1, own=1, others=data.num_others())
+    brick = GateBrick(dim=4, layers=1, own=1, others=data.num_others())
     fit = fit_brick(brick, data)
     assert fit.kept > 0.99 and fit.moved["old"] <= 0.005
 
@@ -87,10 +87,10 @@ def test_forms_are_numbered_from_zero_and_none_is_empty(count: int) -> None:
 
 
 def test_the_border_lies_between_the_nearest_old_row_and_equal_odds() -> None:
-    odds = np.linspace(-16, -6, 1001)  # of which 99.9 % lie at most at -6.01
-    assert _border([odds - 50, odds]) == pytest.approx(-6.01 * 2 / 3)
+    odds = np.linspace(-10, -4, 1001)  # of which 99.9 % lie at most at -4.006
+    assert _border([odds - 50, odds]) == pytest.approx(-4.006 * 2 / 3)
     assert _border([odds - 50]) == LOWEST
-    assert _border([odds + 8]) == pytest.approx(1.99)  # one in a thousand may be beyond it
+    assert _border([odds + 6]) == pytest.approx(1.994)  # one in a thousand may be beyond it
     assert _border([]) == 0.0
 
 
@@ -101,7 +101,7 @@ def test_one_old_row_among_many_does_not_place_the_border(seed: int) -> None:
     for stray in (OLD["mood"][:1], NEW[:1]):
         others = {"mood": np.concatenate([cloud([1, 0, 0, 0], 1999, 6), stray]), "qa": OLD["qa"]}
         data = BrickData(own_XP=NEW, classes_X=CLASSES, others=others, limited=["mood", "qa"])
-        brick = GateBrick(dim=4, pieces=1, own=2, others=data.num_others())
+        brick = GateBrick(dim=4, layers=1, own=2, others=data.num_others())
         fit = fit_brick(brick, data, seed)
         borders.append(-float(brick.offset / brick.scale))
         assert fit.kept == 1.0
@@ -127,7 +127,7 @@ def test_length_of_a_piece_says_nothing() -> None:
 
 def gate(experts: list[ExpertSpec] | None) -> Gate:
     torch.manual_seed(0)
-    made = Gate(dim=4, num_experts=3, kind="linear", experts=experts)
+    made = Gate(dim=8, num_experts=3, kind="linear", experts=experts, layer_dim=4)
     with torch.no_grad():
         for brick in made.bricks.values():
             brick.offset.fill_(0.7)  # type: ignore[operator]
@@ -135,36 +135,36 @@ def gate(experts: list[ExpertSpec] | None) -> Gate:
 
 
 def spec(name: str, order: int) -> BrickSpec:
-    return BrickSpec(name=name, order=order, own=1, others=1)
+    return BrickSpec(name=name, order=order, layers=3, own=1, others=1)
 
 
 def test_an_added_expert_takes_its_share_from_all_alike() -> None:
-    pooled, deep, ids = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6)
+    pooled, early, ids = torch.randn(6, 8), torch.randn(6, 12), torch.arange(6)
     old = gate(None)(pooled, ids)
     trained = [ExpertSpec(name=str(row), rows=(row,)) for row in range(3)]
     grown = gate([*trained, ExpertSpec(name="new", bricks=(spec("new", 0),))])
     grown.scores.load_state_dict(gate(None).scores.state_dict())
-    logits = grown(pooled, ids, deep)
+    logits = grown(pooled, ids, early)
     assert torch.equal(logits[:, :3], old)
-    s = grown.bricks["new"](torch.cat([pooled, deep], -1))
+    s = grown.bricks["new"](early)
     torch.testing.assert_close(logits.softmax(-1)[:, 3], s.sigmoid())
     share = logits.softmax(-1)[:, :3] / old.softmax(-1)
     torch.testing.assert_close(share, (1 - s.sigmoid())[:, None].expand(-1, 3))
 
 
 def test_bricks_compete_by_their_odds_and_merged_rows_keep_their_mass() -> None:
-    pooled, deep, ids = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6)
+    pooled, early, ids = torch.randn(6, 8), torch.randn(6, 12), torch.arange(6)
     both = ExpertSpec(name="both", rows=(0, 2))
     experts = [ExpertSpec(name="b", bricks=(spec("b", 5),)), both,
                ExpertSpec(name="a", bricks=(spec("a", 2),))]
     made = gate(experts)
     assert list(made.bricks) == ["a", "b"] and made.rows == [0, 2]  # row 1 is removed
-    b, _, a = made(pooled, ids, deep).softmax(-1).T
-    odds = {name: made.bricks[name](torch.cat([pooled, deep], -1)).exp() for name in "ab"}
+    b, _, a = made(pooled, ids, early).softmax(-1).T
+    odds = {name: made.bricks[name](early).exp() for name in "ab"}
     torch.testing.assert_close(a, odds["a"] / (1 + odds["a"] + odds["b"]))
     torch.testing.assert_close(b, odds["b"] / (1 + odds["a"] + odds["b"]))
     rows = made.scores(pooled) / made.temperature
-    torch.testing.assert_close(made(pooled, ids, deep)[:, 1], rows[:, [0, 2]].logsumexp(-1))
+    torch.testing.assert_close(made(pooled, ids, early)[:, 1], rows[:, [0, 2]].logsumexp(-1))
 
 
 def test_the_bias_inside_a_task_is_that_of_the_expert() -> None:
@@ -172,3 +172,9 @@ def test_the_bias_inside_a_task_is_that_of_the_expert() -> None:
     made = gate([both, new])
     made.selection_bias += torch.tensor([1.0, 5.0, 2.0])
     assert made.expert_bias.tolist() == [2.0, 0.0]  # the largest of 1 and 2; none
+
+
+def test_a_brick_of_an_older_program_is_refused() -> None:
+    old = {"name": "new", "rows": [], "bricks": [{"name": "new", "order": 0, "own": 1}]}
+    with pytest.raises(InputError, match="expert 'new' is of an older program: add it again"):
+        ExpertSpec.from_dict(old)
