@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.gate_brick import GateBrick
+from moe.gate_brick import RIGHT_OF_WAY, GateBrick
 from moe.types import ExpertSpec, Routing, TaskSpec
 
 
@@ -101,8 +101,9 @@ class Gate(nn.Module):
         """Gate logits (B, E) of each window alone, without noise.
 
         An added expert gets `logsumexp(trained logits) + s`. With one of them its probability is
-        `sigmoid(s)`, taken from all others alike; several compete by their s, whichever was added
-        first. The logits of others do not move.
+        `sigmoid(s)`, taken from all others alike; several compete by their s, and what is claimed
+        by one that was added earlier counts `RIGHT_OF_WAY` nats more. The logits of others do not
+        move.
 
         Args:
             pooled_BD: The shared embedding, float32.
@@ -113,9 +114,14 @@ class Gate(nn.Module):
             return rows_BR
         added: dict[str, Tensor] = {}
         trained_B = rows_BR[:, self.rows].logsumexp(-1)
+        earlier_B: Tensor | None = None  # log-odds of all bricks so far
         for name, brick in self.bricks.items():
             assert early_BP is not None, "bricks read the first layers"
-            added[name] = trained_B + brick(early_BP)
+            s_B = brick(early_BP)
+            if earlier_B is not None:
+                s_B = s_B - F.softplus(earlier_B + RIGHT_OF_WAY) + F.softplus(earlier_B)
+            added[name] = trained_B + s_B
+            earlier_B = s_B if earlier_B is None else torch.logaddexp(earlier_B, s_B)
         columns = []
         for expert in self.experts:
             parts = [rows_BR[:, row] for row in expert.rows]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+RIGHT_OF_WAY = 5.0  # nats that the claim of an earlier brick counts more than that of a later one
+
 
 class GateBrick(nn.Module):
     """Log-odds s of the rows of an added expert against all rows known when it was added.

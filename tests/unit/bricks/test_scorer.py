@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from moe.bricks.scorer import (
     similar_forms,
 )
 from moe.gate import Gate
-from moe.gate_brick import GateBrick
+from moe.gate_brick import RIGHT_OF_WAY, GateBrick
 from moe.types import BrickSpec, ExpertSpec, InputError
 
 
@@ -152,7 +154,7 @@ def test_an_added_expert_takes_its_share_from_all_alike() -> None:
     torch.testing.assert_close(share, (1 - s.sigmoid())[:, None].expand(-1, 3))
 
 
-def test_bricks_compete_by_their_odds_and_merged_rows_keep_their_mass() -> None:
+def test_earlier_bricks_have_the_right_of_way_and_merged_rows_keep_their_mass() -> None:
     pooled, early, ids = torch.randn(6, 8), torch.randn(6, 12), torch.arange(6)
     both = ExpertSpec(name="both", rows=(0, 2))
     experts = [ExpertSpec(name="b", bricks=(spec("b", 5),)), both,
@@ -161,8 +163,10 @@ def test_bricks_compete_by_their_odds_and_merged_rows_keep_their_mass() -> None:
     assert list(made.bricks) == ["a", "b"] and made.rows == [0, 2]  # row 1 is removed
     b, _, a = made(pooled, ids, early).softmax(-1).T
     odds = {name: made.bricks[name](early).exp() for name in "ab"}
-    torch.testing.assert_close(a, odds["a"] / (1 + odds["a"] + odds["b"]))
-    torch.testing.assert_close(b, odds["b"] / (1 + odds["a"] + odds["b"]))
+    # Where a claims nothing b keeps its odds; where a claims all they are divided by e^5.
+    late = odds["b"] * (1 + odds["a"]) / (1 + odds["a"] * math.exp(RIGHT_OF_WAY))
+    torch.testing.assert_close(a, odds["a"] / (1 + odds["a"] + late))
+    torch.testing.assert_close(b, late / (1 + odds["a"] + late))
     rows = made.scores(pooled) / made.temperature
     torch.testing.assert_close(made(pooled, ids, early)[:, 1], rows[:, [0, 2]].logsumexp(-1))
 
