@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moe.build import build_model
 from moe.config import config_from_dict
 from moe.durable import SUMS, check_digest
 from moe.encoder import build_encoder
-from moe.model import Mixture, build_model
+from moe.model import Mixture
 from moe.tensors import first_non_finite, mismatch
 from moe.types import InputError, TaskSpec
 from moe.untrusted import (

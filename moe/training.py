@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from moe.allocator import keep_freed_memory
+from moe.build import build_model
 from moe.callbacks import training_callbacks
 from moe.checkpoint import identity
 from moe.checkpoint_io import DurableIO
@@ -27,7 +28,7 @@ from moe.evaluation import Evaluation, baseline, main_metric
 from moe.interrupt import StopSignals
 from moe.launch import build_trainer, exchange, quiet
 from moe.lit import LitMixture
-from moe.model import Mixture, build_model
+from moe.model import Mixture
 from moe.precision import pick_precision
 from moe.pretrained import load_encoder, resolve_folder
 from moe.ranks import first_before_others, from_first, num_ranks

@@ -22,11 +22,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import DistilBertConfig, DistilBertModel
 
+from moe.build import build_model
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.windows import TextTokenizer
-from moe.model import Mixture, build_model
+from moe.model import Mixture
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec
 

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from moe.build import build_model
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import DataConfig, ExperimentConfig, TaskConfig
@@ -28,7 +29,7 @@ from moe.data.windows import PaddedWindows, TextTokenizer
 from moe.encoder import build_encoder
 from moe.experts import Trunk
 from moe.experts.trunk import LAYER_NAMES
-from moe.model import Mixture, build_model
+from moe.model import Mixture
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.export import write

@@ -32,13 +32,13 @@ from moe.benchmarks.models import (
 )
 from moe.benchmarks.pairs import Benchmark, Case, Options
 from moe.benchmarks.processes import run_side
+from moe.build import build_model
 from moe.config import ExperimentConfig, MixingConfig
 from moe.data.formats import Example
 from moe.data.module import StepDataset, build_planner
 from moe.data.prepare import build_tables, read_task
 from moe.data.windows import TextTokenizer
 from moe.encoder import build_encoder
-from moe.model import build_model
 from moe.precision import pick_precision
 from moe.pretrained import MINILM, resolve_folder
 from moe.types import InputError

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from moe.build import build_model, build_task_expert
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.config import TaskConfig
 from moe.experts import Expert
-from moe.model import Mixture, build_model, build_task_expert
+from moe.model import Mixture
 from moe.types import ExpertSpec, InputError, TaskSpec, expert_columns, expert_specs
 
 Tasks = tuple[TaskSpec, ...]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moe.build import build_model
 from moe.encoder import encode, pool
 from moe.experts.trunk import Trunk, copy_layer
 from moe.gate import task_experts_matrix
 from moe.losses import gate_sums, mixture_loss, routing_loss, switch_balance
-from moe.model import Mixture, build_model
+from moe.model import Mixture
 from moe.model_config import EncoderConfig, ExpertConfig, ModelConfig
 from moe.types import Batch, InputError, MixtureOutput, TaskSpec
 

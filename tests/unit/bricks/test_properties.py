@@ -16,12 +16,12 @@ from moe.bricks.merge import merge
 from moe.bricks.proof import digests
 from moe.bricks.remove import remove
 from moe.bricks.update import update
+from moe.build import build_model
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle, save_checkpoint
 from moe.config import ExperimentConfig, TaskConfig
 from moe.data.windows import TextTokenizer
 from moe.gate import task_experts_matrix
-from moe.model import build_model
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec, expert_specs
 
