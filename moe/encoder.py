@@ -178,7 +178,8 @@ def word_layer(encoder: DistilBertModel) -> int:
 
 def text_means(layers: Sequence[Tensor], attention_mask: Tensor, context_mask: Tensor) -> Tensor:
     """(B, P): the mean over the tokens before the passage in each layer (B, L, D), side by side."""
-    return torch.cat([pool(x_BLD, attention_mask, context_mask, "text") for x_BLD in layers], -1)
+    masks_BML = _read_masks(attention_mask, context_mask, "text")
+    return torch.cat([_means(hidden_BLD, masks_BML) for hidden_BLD in layers], -1)
 
 
 def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:
@@ -193,9 +194,19 @@ def pool(hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor, kind:
     """
     if kind == "first":
         return hidden_BLD[:, 0]
+    return _means(hidden_BLD, _read_masks(attention_mask, context_mask, kind))
+
+
+def _read_masks(attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> Tensor:
+    """(B, M, L) bool: the tokens of each of the M means."""
     text_mask = attention_mask & (context_mask.cumsum(1) == 0)
     masks = {"mean": [attention_mask], "text": [text_mask], "both": [text_mask, attention_mask]}
-    weights_BML = torch.stack(masks[kind], dim=1).to(hidden_BLD.dtype)
+    return torch.stack(masks[kind], dim=1)
+
+
+def _means(hidden_BLD: Tensor, masks_BML: Tensor) -> Tensor:
+    """The means (B, MD) over the tokens of each mask, side by side."""
+    weights_BML = masks_BML.to(hidden_BLD.dtype)
     means_BMD = (weights_BML @ hidden_BLD) / weights_BML.sum(-1, keepdim=True)
     return means_BMD.flatten(1)
 

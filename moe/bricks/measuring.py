@@ -50,3 +50,11 @@ def measured(bundle: Bundle, table: TaskTable, said: Answers) -> Bundle:
     found = evaluate([table], [said], bundle.calibration, bundle.model.tasks)
     tasks = {**bundle.metrics.get("tasks", {}), **found.tasks}
     return replace(bundle, metrics={**bundle.metrics, "tasks": tasks})
+
+
+def remeasured(bundle: Bundle, table: TaskTable, task: TaskConfig | None) -> Bundle:
+    """The bundle with metrics of the table's task, and fitted to its rows if a config is given."""
+    said = collect_here(bundle, table)
+    if task is not None:
+        bundle = refit(bundle, table, task, said)
+    return measured(bundle, table, said)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from moe.bricks.fit import FitConfig, answer_loss, fit_expert
 from moe.bricks.history import Changed, record
+from moe.bricks.measuring import remeasured
 from moe.bricks.rows import NewRows, read_rows
 from moe.bricks.states import EncodedRows, encode_rows, shuffled_batches
 from moe.bricks.tasks import find_expert, forget, listed, rebuild, replace_task, with_experts
-from moe.bricks.update import copied_model, remeasured
+from moe.bricks.update import copied_model
 from moe.checkpoint import Bundle
 from moe.config import TaskConfig
+from moe.data.windows import TextTokenizer
 from moe.experts import Expert
 from moe.types import ExpertSpec, InputError, TaskSpec
 
@@ -98,6 +100,33 @@ def fisher_information(
     return total
 
 
+def merged_experts(
+    parents: tuple[Expert, Expert],
+    method: Method,
+    base: Weights | None,
+    rows: EncodedRows | None,
+    tokenizer: TextTokenizer,
+) -> dict[str, Tensor]:
+    """`merged_weights` of two experts, with the Fisher information of both where that is needed.
+
+    Args:
+        parents: Two of one shape.
+        method: How.
+        base: See `merged_weights`.
+        rows: What `fisher` is measured on.
+        tokenizer: The encoder's.
+    """
+    one, two = parents
+    fisher = None
+    if method == "fisher":
+        assert rows is not None, "fisher needs rows"
+        fisher = (
+            fisher_information(one, rows, tokenizer),
+            fisher_information(two, rows, tokenizer),
+        )
+    return merged_weights((one.state_dict(), two.state_dict()), method, base, fisher)
+
+
 def merge(
     bundle: Bundle,
     *,
@@ -141,16 +170,8 @@ def merge(
     rows = None if config is None else _rows(bundle, task, config, root)
     encoded = None if rows is None else encode_rows(bundle, rows.train)
     parents: Any = bundle.model.experts[first], source.model.experts[second]
-    fisher = None
-    if method == "fisher":
-        fisher = tuple(fisher_information(p, encoded, bundle.tokenizer) for p in parents)  # type: ignore[arg-type]
     start = None if base is None else _base_weights(base, first)
-    weights = merged_weights(
-        tuple(p.state_dict() for p in parents),
-        method,
-        start,
-        fisher,  # type: ignore[arg-type]
-    )
+    weights = merged_experts(parents, method, start, encoded, bundle.tokenizer)
     after = copied_model(bundle) if other is not None else _joined(bundle, task, experts)
     module: Any = after.model.experts[first]
     module.load_state_dict(weights)
@@ -158,7 +179,8 @@ def merge(
         fit_expert(module, encoded, bundle.tokenizer, healing)
     if rows is not None:
         spec = next(t for t in after.model.tasks if t.name == task.name)
-        after = remeasured(after, rows, spec, config is not None and config.validation is not None)
+        refitted = None if config is None or config.validation is None else rows.config
+        after = remeasured(after, replace(rows.validation, spec=spec), refitted)
     return record(
         bundle,
         after,

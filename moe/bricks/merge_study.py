@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from moe.bricks.fit import FitConfig, fit_expert
-from moe.bricks.measuring import collect_here, measured, refit
-from moe.bricks.merge import METHODS, Method, fisher_information, merged_weights
-from moe.bricks.states import EncodedRows, encode_rows
+from moe.bricks.fit import fit_expert
+from moe.bricks.measuring import remeasured
+from moe.bricks.merge import METHODS, Method, merged_experts
+from moe.bricks.states import encode_rows
 from moe.bricks.update import UPDATE, copied_model
 from moe.checkpoint import Bundle
 from moe.data.formats import Example
 from moe.data.prepare import read_task
 from moe.data.tables import TaskTable, build_table
-from moe.experts import Expert
 from moe.types import InputError, TaskSpec
 
 SHOWN = ("accuracy", "in_scope_accuracy", "in_scope_at_oos80", "f1", "exact_match")
@@ -96,56 +95,36 @@ def merge_study(
         methods: Of merging.
         say: Told each result at once.
     """
-    expert = halves.spec.expert_names[0]
+    task, expert = halves.spec.name, halves.spec.expert_names[0]
+    healing = replace(UPDATE, steps=healing_steps) if healing_steps else None
     encoded = [encode_rows(bundle, table) for table in halves.parents]
     found: dict[str, dict[str, float]] = {}
 
     def measure(name: str, model: Bundle) -> None:
-        table = halves.validation
-        said = collect_here(model, table)
-        fitted = refit(model, table, bundle.config.tasks[halves.spec.name], said)
-        metrics = measured(fitted, table, said).metrics["tasks"][halves.spec.name]
+        after = remeasured(model, halves.validation, bundle.config.tasks[task])
+        metrics = after.metrics["tasks"][task]
         found[name] = {key: float(metrics[key]) for key in SHOWN if key in metrics}
         say(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in found[name].items())}")
 
+    def copied() -> tuple[Bundle, Any]:
+        after = copied_model(bundle)
+        return after, after.model.experts[expert]
+
     measure("as trained", bundle)
-    parents = [_continued(bundle, expert, rows, seed) for seed, rows in enumerate(encoded)]
-    for number, parent in enumerate(parents, 1):
-        measure(f"parent {number}", parent)
+    parents: list[Any] = []
+    for seed, rows in enumerate(encoded):
+        parent, module = copied()
+        fit_expert(module, rows, bundle.tokenizer, replace(UPDATE, seed=seed))
+        measure(f"parent {seed + 1}", parent)
+        parents.append(module)
+    base = bundle.model.experts[expert].state_dict()
     for method in methods:
-        merged = _merged(bundle, parents, expert, method, encoded[0])
+        merged, module = copied()
+        both = parents[0], parents[1]
+        weights = merged_experts(both, method, base, encoded[0], bundle.tokenizer)
+        module.load_state_dict(weights)
         measure(method, merged)
-        if healing_steps:
-            _train(merged, expert, encoded[0], replace(UPDATE, steps=healing_steps))
+        if healing is not None:
+            fit_expert(module, encoded[0], bundle.tokenizer, healing)
             measure(f"{method}, healed", merged)
     return found
-
-
-def _expert(bundle: Bundle, name: str) -> Expert:
-    module: Any = bundle.model.experts[name]
-    return module  # type: ignore[no-any-return]
-
-
-def _continued(bundle: Bundle, expert: str, rows: EncodedRows, seed: int) -> Bundle:
-    after = copied_model(bundle)
-    _train(after, expert, rows, replace(UPDATE, seed=seed))
-    return after
-
-
-def _train(bundle: Bundle, expert: str, rows: EncodedRows, fit: FitConfig) -> None:
-    fit_expert(_expert(bundle, expert), rows, bundle.tokenizer, fit)
-
-
-def _merged(
-    bundle: Bundle, parents: Sequence[Bundle], expert: str, method: Method, rows: EncodedRows
-) -> Bundle:
-    modules = [_expert(parent, expert) for parent in parents]
-    one, two = (module.state_dict() for module in modules)
-    fisher = None
-    if method == "fisher":
-        first, second = (fisher_information(m, rows, bundle.tokenizer) for m in modules)
-        fisher = (first, second)
-    base = _expert(bundle, expert).state_dict()
-    after = copied_model(bundle)
-    _expert(after, expert).load_state_dict(merged_weights((one, two), method, base, fisher))
-    return after

@@ -10,13 +10,12 @@ import numpy as np
 
 from moe.bricks.fit import FitConfig, fit_expert
 from moe.bricks.history import Changed, record
-from moe.bricks.measuring import collect_here, measured, refit
-from moe.bricks.rows import NewRows, read_rows
+from moe.bricks.measuring import remeasured
+from moe.bricks.rows import read_rows
 from moe.bricks.states import encode_rows
 from moe.bricks.tasks import find_expert, fresh_expert
 from moe.checkpoint import Bundle
 from moe.config import OptimizerConfig, TaskConfig
-from moe.types import TaskSpec
 
 UPDATE = FitConfig(epochs=3, optimizer=OptimizerConfig(expert_lr=1e-4))
 
@@ -53,7 +52,8 @@ def update(
     if fresh:
         draw_anew(after, expert, fit.seed)
     losses = fit_expert(module, encode_rows(bundle, rows.train), bundle.tokenizer, fit)
-    after = remeasured(after, rows, task, config.validation is not None)
+    table = replace(rows.validation, spec=task)
+    after = remeasured(after, table, None if config.validation is None else rows.config)
     note = f"{expert}: {len(losses)} steps, loss {losses[0]:.3f} -> {np.mean(losses[-20:]):.3f}"
     return record(
         bundle,
@@ -76,12 +76,3 @@ def draw_anew(bundle: Bundle, expert: str, seed: int) -> None:
     """Gives an expert the weights that a fresh model with this seed would have, in place."""
     state = fresh_expert(bundle, expert, seed).state_dict()
     bundle.model.experts[expert].load_state_dict(state)
-
-
-def remeasured(bundle: Bundle, rows: NewRows, task: TaskSpec, refitted: bool) -> Bundle:
-    """With metrics of the task on the validation rows, and fitted to them if wanted."""
-    table = replace(rows.validation, spec=task)
-    said = collect_here(bundle, table)
-    if refitted:
-        bundle = refit(bundle, table, rows.config, said)
-    return measured(bundle, table, said)
