@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from moe.batch_files import (
     json_line,
     prepare,
 )
+from moe.precision import pick_device
 from moe.predict import MixtureOfExperts as TorchPredictor
 from moe.predictor import Predictor
 from moe.request_files import count_rows, read_rows
@@ -200,7 +200,7 @@ def _load(job: Job) -> Predictor:
 
 def _trainer(job: Job, callbacks: list[Callback]) -> L.Trainer:
     try:
-        device = torch.device(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = pick_device(job.device)
         numbered = device.type != "cpu" and device.index is not None
         if numbered and job.devices > 1:
             raise ValueError(f"{job.device} is one device, not {job.devices}")

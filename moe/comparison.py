@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from moe.bootstrap import paired_interval
 from moe.checkpoint import Bundle, load_bundle
@@ -28,6 +27,7 @@ from moe.decode import Floats
 from moe.evaluation import measured_routing
 from moe.forms import FORMS
 from moe.measure import build_test_tables, collect_table
+from moe.precision import pick_device
 from moe.runs import finished_run, read_result
 from moe.types import InputError
 
@@ -116,7 +116,9 @@ def row_scores(bundle: Bundle, table: TaskTable) -> dict[str, Floats]:
 
     Which metrics there are, the form of the task says (`row_scores` in `moe/forms/`).
     """
-    said = collect_table(bundle, table, torch.device("cpu"))
+    device = pick_device()
+    bundle.model.to(device)
+    said = collect_table(bundle, table, device)
     ok_N = measured_routing(said, bundle.calibration, "learned", bundle.model.tasks)[0]
     collected = said.of(table, bundle.model.expert_names)
     return FORMS[table.spec.type].row_scores(collected, bundle.calibration, ok_N)

@@ -32,6 +32,8 @@ class TaskConfig:
         out_of_scope: Label of the rows that belong to no class, or None.
         out_of_scope_recall: Share of out-of-scope validation rows that the fitted threshold
             rejects, in [0, 1].
+        min_words: Fewest words of a training row's text; shorter rows are left out. Fragments that
+            could belong to any task teach the gate to send it all that is short.
         experts: Experts that share the task.
         weight: Factor on the task's answer loss.
     """
@@ -45,11 +47,12 @@ class TaskConfig:
     labels: list[str] | None = None
     out_of_scope: str | None = None
     out_of_scope_recall: float = 0.75
+    min_words: int = 1
     experts: int = 1
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range("tasks.*", self, "experts", 1)
+        check_range("tasks.*", self, "experts min_words", 1)
         check_range("tasks.*", self, "weight", 0)
         check_range("tasks.*", self, "out_of_scope_recall", 0, 1)
         check(

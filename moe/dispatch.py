@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -26,16 +28,28 @@ def dispatch(chosen_BE: Tensor) -> list[Assignment]:
     """One assignment per expert that some row chose, in the order of the experts.
 
     Nothing is dropped and nothing is padded: an answer must not depend on the neighbours in the
-    batch, so there is no capacity. On a GPU the counts cost one synchronisation.
+    batch, so there is no capacity.
 
     Args:
         chosen_BE: (B, E) bool.
     """
-    pairs_P2 = chosen_BE.T.nonzero()
+    return dispatch_together([chosen_BE])[0]
+
+
+def dispatch_together(choices: Sequence[Tensor]) -> list[list[Assignment]]:
+    """The assignments of several micro-batches: `chosen_BE` (B, E) bool of each.
+
+    How many rows an expert has must be known here to split them: a GPU is waited for once.
+    """
+    found = torch.cat(list(choices)).cpu().split([len(chosen_BE) for chosen_BE in choices])
+    return [_assignments(chosen_BE, choices[0].device) for chosen_BE in found]
+
+
+def _assignments(chosen_BE: Tensor, device: torch.device) -> list[Assignment]:
     counts = chosen_BE.sum(0).tolist()
-    rows = pairs_P2[:, 1].split(counts)
+    rows_P = chosen_BE.T.nonzero()[:, 1].to(device, non_blocking=True)  # of the pairs, by expert
     return [
-        Assignment(expert=expert, rows_N=rows[expert], is_whole=count == len(chosen_BE))
-        for expert, count in enumerate(counts)
-        if count > 0
+        Assignment(expert=expert, rows_N=rows_N, is_whole=len(rows_N) == len(chosen_BE))
+        for expert, rows_N in enumerate(rows_P.split(counts))
+        if len(rows_N) > 0
     ]

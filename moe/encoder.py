@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import DistilBertConfig, DistilBertModel
 
+from moe.attention import attend
 from moe.types import InputError, Pooling
 
 Block = tuple[Tensor, Tensor]  # input_ids (B, L) and attention_mask (B, L) of some rows
@@ -127,30 +127,23 @@ def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tenso
         yield hidden_ND
 
 
-def _split(hidden_ND: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
-    """The states (B, L, D) of each block."""
-    parts = hidden_ND.split([ids.numel() for ids, _ in blocks])
-    return [part.view(*ids.shape, -1) for part, (ids, _) in zip(parts, blocks, strict=True)]
+def _split(hidden_ND: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+    """The states (B, L, D) of each block, whose mask is (B, L)."""
+    parts = hidden_ND.split([mask.numel() for mask in masks])
+    return [part.view(*mask.shape, -1) for part, mask in zip(parts, masks, strict=True)]
 
 
 def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Self-attention of a layer (N, D) inside each block, before its output projection."""
     projected = [
-        linear(hidden_ND).split([mask.numel() for mask in masks])
+        _split(linear(hidden_ND), masks)
         for linear in (attention.q_lin, attention.k_lin, attention.v_lin)
     ]
-    dropout = attention.dropout.p if attention.training else 0.0
-    mixed = []
-    for query, key, value, mask in zip(*projected, masks, strict=True):
-        shape = (*mask.shape, attention.n_heads, -1)
-        blended_BHLd = scaled_dot_product_attention(
-            query.view(shape).transpose(1, 2),
-            key.view(shape).transpose(1, 2),
-            value.view(shape).transpose(1, 2),
-            attn_mask=mask[:, None, None, :],
-            dropout_p=dropout,
-        )
-        mixed.append(blended_BHLd.transpose(1, 2).reshape(mask.numel(), -1))
+    heads, dropout = attention.n_heads, attention.dropout.p if attention.training else 0.0
+    mixed = [
+        attend(query, key, value, mask, num_heads=heads, dropout=dropout).flatten(0, 1)
+        for query, key, value, mask in zip(*projected, masks, strict=True)
+    ]
     return torch.cat(mixed)
 
 
@@ -159,7 +152,7 @@ def encode_layers(
 ) -> list[dict[int, Tensor]]:
     """Token states (B, L, D) of some layers, by number from 1, of each block of rows."""
     kept = {
-        number: _split(states_ND, blocks)
+        number: _split(states_ND, [mask for _, mask in blocks])
         for number, states_ND in enumerate(_layers(encoder, blocks), 1)
         if number in numbers
     }

@@ -19,6 +19,7 @@ from moe.data.module import RequestDataset
 from moe.data.prepare import read_split, read_task
 from moe.data.tables import TaskTable, build_table
 from moe.evaluation import evaluate
+from moe.precision import pick_device
 from moe.types import InputError
 
 
@@ -85,7 +86,7 @@ def measure(
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     bundle = load_bundle(source)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = pick_device(device)
     bundle.model.to(chosen)
     tables = build_test_tables(bundle, tests, root)
     answers = [collect_table(bundle, table, chosen) for table in tables]

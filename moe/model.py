@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertModel
 
-from moe.dispatch import dispatch
+from moe.dispatch import Assignment, dispatch_together
 from moe.encoder import early_layers, encode_layers, pool, text_means
 from moe.experts import Expert
 from moe.gate import Gate, choose_experts, route, task_experts_matrix
@@ -109,14 +109,18 @@ class Mixture(nn.Module):
             allowed_BT: (B, T) bool, the tasks the gate may choose; None: all that need no
                 context, and where there is a context all.
         """
-        return self._answer(self.embed([batch])[0], batch, tasks_BT, allowed_BT)
+        embedded = self.embed([batch])
+        routing = self._routed(embedded[0], batch, tasks_BT, allowed_BT)
+        return self._answered(embedded, [batch], [routing])[0]
 
     def forward_together(self, batches: Sequence[Batch]) -> list[MixtureOutput]:
         """Outputs of batches whose tasks are known, encoded together (`encode_together`)."""
-        return [
-            self._answer(embedded, batch, self.own_tasks(batch), None)
-            for embedded, batch in zip(self.embed(batches), batches, strict=True)
+        embedded = self.embed(batches)
+        routings = [
+            self._routed(own, batch, self.own_tasks(batch), None)
+            for own, batch in zip(embedded, batches, strict=True)
         ]
+        return self._answered(embedded, batches, routings)
 
     def embed(
         self, batches: Sequence[Batch], *, early: bool = False, layer: int | None = None
@@ -150,39 +154,46 @@ class Mixture(nn.Module):
         last: int = self.encoder.config.n_layers
         return (last, *sorted({*self.reads_layer, *early} - {last}))
 
-    def _answer(
+    def _answered(
+        self, embedded: Sequence[Embedded], batches: Sequence[Batch], routings: Sequence[Routing]
+    ) -> list[MixtureOutput]:
+        """Runs the chosen experts on their rows of each batch."""
+        assigned = dispatch_together([routing.chosen_BE for routing in routings])
+        return [
+            MixtureOutput(
+                pooled_BD=own.pooled_BD,
+                routing=routing,
+                experts=tuple(self._expert_output(part, own, batch) for part in parts),
+            )
+            for own, batch, routing, parts in zip(
+                embedded, batches, routings, assigned, strict=True
+            )
+        ]
+
+    def _expert_output(
+        self, assignment: Assignment, embedded: Embedded, batch: Batch
+    ) -> ExpertOutput:
+        expert, rows_N = assignment.expert, assignment.rows_N
+        states_BLD = embedded.layers[self.reads_layer[expert]]
+        inputs = [states_BLD, batch.attention_mask, batch.context_mask]
+        if not assignment.is_whole:
+            inputs = [tensor[rows_N] for tensor in inputs]
+        logits = self.experts[self.expert_names[expert]](*inputs)
+        return ExpertOutput(expert=expert, rows_N=rows_N, logits=logits)
+
+    def _routed(
         self,
         embedded: Embedded,
         batch: Batch,
         tasks_BT: Tensor | None,
         allowed_BT: Tensor | None,
-    ) -> MixtureOutput:
+    ) -> Routing:
         pooled_BD = embedded.pooled_BD
         logits_BE = self.gate(
             pooled_BD if self.routing_reaches_encoder else pooled_BD.detach(),
             batch.request_ids,
             embedded.early_BP,
         )
-        routing = self._route(logits_BE, batch, tasks_BT, allowed_BT)
-        modules = list(self.experts.values())
-        outputs = []
-        for assignment in dispatch(routing.chosen_BE):
-            rows_N = assignment.rows_N
-            states_BLD = embedded.layers[self.reads_layer[assignment.expert]]
-            inputs = [states_BLD, batch.attention_mask, batch.context_mask]
-            if not assignment.is_whole:
-                inputs = [tensor[rows_N] for tensor in inputs]
-            logits = modules[assignment.expert](*inputs)
-            outputs.append(ExpertOutput(expert=assignment.expert, rows_N=rows_N, logits=logits))
-        return MixtureOutput(pooled_BD=pooled_BD, routing=routing, experts=tuple(outputs))
-
-    def _route(
-        self,
-        logits_BE: Tensor,
-        batch: Batch,
-        tasks_BT: Tensor | None,
-        allowed_BT: Tensor | None,
-    ) -> Routing:
         if tasks_BT is None and allowed_BT is None:
             allowed_BT = self.answerable(batch)
         return route(

@@ -1,4 +1,4 @@
-"""Which numbers to compute in: bf16 where the hardware has it."""
+"""Where to compute and in which numbers: a GPU if there is one, bf16 where the hardware has it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 import torch
 
 from moe.types import InputError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of that name; None takes a GPU if there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def pick_precision(trainer: dict[str, Any]) -> str:

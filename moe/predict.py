@@ -13,6 +13,7 @@ from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.collate import RequestBatch, collate_requests
 from moe.data.windows import Window, token_budget
 from moe.gate import mean_per_request
+from moe.precision import pick_device
 from moe.predictor import Explain, Predictor
 from moe.readout import read_task
 from moe.requests import Request
@@ -33,7 +34,7 @@ class MixtureOfExperts(Predictor):
     def __init__(self, bundle: Bundle, device: str | None = None) -> None:
         self.bundle = bundle
         try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.device = pick_device(device)
             self.model = bundle.model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             reason = str(error).splitlines()[0]

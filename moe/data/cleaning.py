@@ -21,6 +21,7 @@ class CleaningReport:
         duplicates: Training rows dropped since an earlier one says the same.
         contradictions: Training rows dropped since an earlier one says otherwise.
         overlap: Training rows dropped since validation holds their text or context.
+        short: Training rows dropped since their text has too few words.
     """
 
     kept_train: int
@@ -28,12 +29,14 @@ class CleaningReport:
     duplicates: int
     contradictions: int
     overlap: int
+    short: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.kept_train} training and {self.kept_validation} validation rows; dropped "
             f"{self.duplicates} duplicates, {self.contradictions} contradictions, "
             f"{self.overlap} that validation holds"
+            f"{f', {self.short} with too few words' if self.short else ''}"
         )
 
 
@@ -108,12 +111,13 @@ def clean(
     by: By,
     seed: int,
     share: float = 0.1,
+    min_words: int = 1,
 ) -> tuple[list[Example], list[Example], CleaningReport]:
     """Training rows without copies, contradictions and what validation holds; validation; a report.
 
     Validation rows that are given stay as they are, so that a published set keeps its size.
     Without them (None), `share` of the clean training rows is split off. The two share no text, or
-    no context, as `by` says.
+    no context, as `by` says. Training rows alone lose texts of fewer than `min_words` words.
     """
     rows, duplicates = drop_duplicates(train)
     rows, contradictions = drop_contradictions(rows)
@@ -128,15 +132,21 @@ def clean(
             f"no training rows are left: got {len(train)}, of which validation holds "
             f"the {by} of {overlap}; expected different rows in the two"
         )
+    long = [row for row in rows if len(row.text.split()) >= min_words]
+    if not long:
+        raise InputError(
+            f"min_words {min_words}: none of {len(rows)} training rows has so many; take fewer"
+        )
     return (
-        rows,
+        long,
         held_out,
         CleaningReport(
-            kept_train=len(rows),
+            kept_train=len(long),
             kept_validation=len(held_out),
             duplicates=duplicates,
             contradictions=contradictions,
             overlap=overlap,
+            short=len(rows) - len(long),
         ),
     )
 

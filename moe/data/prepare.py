@@ -63,7 +63,9 @@ def read_task(name: str, task: TaskConfig, root: str, seed: int) -> TaskData:
     if task.validation is not None:
         validation = read_split(name, task, task.validation, root, "validation")
     try:
-        train, validation, report = clean(train, validation, by=form.GROUP_BY, seed=seed)
+        train, validation, report = clean(
+            train, validation, by=form.GROUP_BY, seed=seed, min_words=task.min_words
+        )
     except InputError as error:
         raise InputError(f"task {name}: {error}") from error
     spec = form.build_spec(name, task, train)

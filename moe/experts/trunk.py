@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe.attention import attend
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a residual and a layer norm after it (Vaswani et al. 2017)."""
@@ -27,15 +29,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_BLD: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
-        query, key, value = (
-            linear(hidden_BLD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
+        query, key, value = (linear(hidden_BLD) for linear in (self.query, self.key, self.value))
         # No dropout on attention weights: it takes the CPU off the fused kernel.
-        mixed_BHLd = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask[:, None, None, :]
-        )
-        output_BLD = self.output(mixed_BHLd.transpose(1, 2).flatten(2))
+        mixed_BLD = attend(query, key, value, attention_mask, num_heads=self.num_heads)
+        output_BLD = self.output(mixed_BLD)
         normed_BLD: Tensor = self.norm(self.dropout(output_BLD) + hidden_BLD)
         return normed_BLD
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.dispatch import dispatch
+from moe.dispatch import dispatch, dispatch_together
 
 
 def test_dispatch_by_hand() -> None:
@@ -35,3 +35,11 @@ def test_every_pair_once(seed: int) -> None:
     assert sorted(pairs) == [tuple(pair) for pair in chosen.nonzero().tolist()]
     assert [a.expert for a in dispatch(chosen)] == chosen.any(0).nonzero().flatten().tolist()
     assert [a.expert for a in dispatch(chosen) if a.is_whole] == [4]
+
+
+def test_together_is_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    choices = [torch.rand(rows, 5, generator=generator) < 0.4 for rows in (3, 1, 8)]
+    for parts, chosen in zip(dispatch_together(choices), choices, strict=True):
+        said = [(a.expert, a.rows_N.tolist(), a.is_whole) for a in dispatch(chosen)]
+        assert [(a.expert, a.rows_N.tolist(), a.is_whole) for a in parts] == said

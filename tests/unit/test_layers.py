@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe"
 
 LAYERS = {
-    0: {"types", "config", "model_config", "gate_brick"},
+    0: {"types", "config", "model_config", "gate_brick", "attention"},
     1: {"allocator", "durable", "guard", "interrupt", "ranks", "tensors", "untrusted",
         "encoder", "pretrained", "gate", "dispatch", "losses", "metrics", "decode", "schedule",
         "experts.__init__", "experts.base", "experts.classifier", "experts.span",

@@ -148,3 +148,27 @@ def test_clean_uses_share_and_seed() -> None:
 def test_clean_that_leaves_nothing() -> None:
     with pytest.raises(InputError, match="got 1, of which validation holds the text of 1"):
         clean([row("a", "x")], [row("a", "x")], by="text", seed=0)
+
+
+def test_clean_leaves_short_rows_out_of_training_alone() -> None:
+    train = [row("so it goes on", "x"), row("a film", "x"), row("no", "y"), row("B C", "x")]
+    validation = [row("b c", "x"), row("oh", "y")]
+    kept, held_out, report = clean(train, validation, by="text", seed=0, min_words=2)
+    assert kept == train[:2]
+    assert held_out == validation
+    assert (report.kept_train, report.overlap, report.short) == (2, 1, 1)
+    assert str(report).endswith("1 that validation holds, 1 with too few words")
+
+
+def test_clean_splits_validation_off_before_short_rows_go() -> None:
+    rows = [row("word " * n, "x") for n in range(1, 21)]
+    whole = clean(rows, None, by="text", seed=0)[1]
+    kept, held_out, report = clean(rows, None, by="text", seed=0, min_words=11)
+    assert held_out == whole
+    assert kept == [r for r in rows[10:] if r not in held_out]
+    assert report.short == 20 - len(held_out) - len(kept)
+
+
+def test_clean_that_leaves_no_long_row() -> None:
+    with pytest.raises(InputError, match="min_words 3: none of 1 training rows has so many"):
+        clean([row("a b", "x")], [row("c", "x")], by="text", seed=0, min_words=3)

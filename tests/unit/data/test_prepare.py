@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_without_routing_rows(build) -> None:
     tables, lines = build(routing=None)
     assert (tables.routing_train, tables.routing_validation, tables.exemplars) == (None, None, {})
     assert len(lines) == 2
+
+
+def test_a_task_has_its_own_fewest_words(build) -> None:
+    tasks = {**TASKS, "mood": replace(TASKS["mood"], min_words=5)}
+    tables, lines = build(routing=None, tasks=tasks)
+    assert [len(table) for table in tables.train] == [2, 6]
+    assert [len(table) for table in tables.validation] == [6, 6]
+    assert "4 with too few words" in lines[0]
+    assert "too few words" not in lines[1]
+
+
+def test_a_task_without_a_long_row_is_named(build) -> None:
+    with pytest.raises(InputError, match="task mood: min_words 7: none of 6 training rows"):
+        build(routing=None, tasks={"mood": replace(TASKS["mood"], min_words=7)})
 
 
 def test_one_task_leaves_nothing_to_route(build) -> None:
