@@ -229,8 +229,7 @@ def _learn(values: argparse.Namespace) -> Changed:
 
 def _merge(values: argparse.Namespace) -> Changed:
     from moe.bricks.bring import bring
-    from moe.bricks.merge import merge
-    from moe.bricks.update import UPDATE
+    from moe.bricks.merge import healing_fit, merge
 
     bundle = load_bundle(values.ckpt)
     other = None if values.other is None else load_bundle(values.other)
@@ -245,7 +244,7 @@ def _merge(values: argparse.Namespace) -> Changed:
         raise InputError(f"--experts {' '.join(names)}: {values.method} merges two")
     healing = None
     if values.healing_steps is not None:
-        healing = replace(UPDATE, steps=values.healing_steps)
+        healing = healing_fit(values.healing_steps)
     return merge(
         bundle,
         experts=(names[0], names[1]),

@@ -18,7 +18,7 @@ from moe.bricks.states import EncodedRows, encode_rows, shuffled_batches
 from moe.bricks.tasks import find_expert, forget, listed, rebuild, replace_task, with_experts
 from moe.bricks.update import copied_model
 from moe.checkpoint import Bundle
-from moe.config import TaskConfig
+from moe.config import OptimizerConfig, TaskConfig
 from moe.data.windows import TextTokenizer
 from moe.experts import Expert
 from moe.types import ExpertSpec, InputError, TaskSpec
@@ -28,6 +28,8 @@ METHODS: tuple[Method, ...] = ("average", "task-arithmetic", "ties", "fisher")
 Weights = Mapping[str, Tensor]
 KEPT = 0.2  # share of the largest changes of each parent that `ties` keeps
 FISHER_BATCHES = 32
+# Gentler than an update: what both parents know is there, and rows are few (docs/bricks.md).
+_HEALING = FitConfig(optimizer=OptimizerConfig(expert_lr=3e-5))
 
 
 def merged_weights(
@@ -125,6 +127,17 @@ def merged_experts(
             fisher_information(two, rows, tokenizer),
         )
     return merged_weights((one.state_dict(), two.state_dict()), method, base, fisher)
+
+
+def healing_fit(steps: int) -> FitConfig:
+    """How a merged expert is trained for some optimizer steps.
+
+    Raises:
+        InputError: Fewer than one.
+    """
+    if steps < 1:
+        raise InputError(f"--healing_steps {steps}: expected at least 1, or leave it out")
+    return replace(_HEALING, steps=steps)
 
 
 def merge(

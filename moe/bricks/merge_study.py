@@ -11,7 +11,7 @@ import numpy as np
 
 from moe.bricks.fit import fit_expert
 from moe.bricks.measuring import remeasured
-from moe.bricks.merge import METHODS, Method, merged_experts
+from moe.bricks.merge import METHODS, Method, healing_fit, merged_experts
 from moe.bricks.states import encode_rows
 from moe.bricks.update import UPDATE, copied_model
 from moe.checkpoint import Bundle
@@ -96,7 +96,7 @@ def merge_study(
         say: Told each result at once.
     """
     task, expert = halves.spec.name, halves.spec.expert_names[0]
-    healing = replace(UPDATE, steps=healing_steps) if healing_steps else None
+    healing = healing_fit(healing_steps) if healing_steps else None
     encoded = [encode_rows(bundle, table) for table in halves.parents]
     found: dict[str, dict[str, float]] = {}
 

@@ -16,10 +16,10 @@ from moe.bricks.bring import bring
 from moe.bricks.command import bricks_parser, run_bricks
 from moe.bricks.fit import FitConfig, named_groups
 from moe.bricks.grow import grow
-from moe.bricks.merge import merge, merged_weights
+from moe.bricks.merge import healing_fit, merge, merged_weights
 from moe.bricks.proof import digest, digests
 from moe.bricks.remove import remove
-from moe.bricks.update import update
+from moe.bricks.update import UPDATE, update
 from moe.checkpoint import Bundle, load_bundle, save_bundle, save_checkpoint
 from moe.config import OptimizerConfig, TaskConfig
 from moe.predict import MixtureOfExperts
@@ -250,6 +250,13 @@ def test_two_checkpoints_of_one_expert_and_healing(
     assert {n.partition(".weight")[0].partition(".bias")[0].split(".")[1]
             for n in made.difference.changed if n.startswith("experts")} == {"sentiment-0"}
     assert made.bundle.history[-1]["about"]["healing_steps"] == 3
+
+
+def test_healing_is_gentler_than_an_update() -> None:
+    assert healing_fit(7).steps == 7
+    assert healing_fit(7).optimizer.expert_lr < UPDATE.optimizer.expert_lr
+    with pytest.raises(InputError, match="--healing_steps 0: expected at least 1"):
+        healing_fit(0)
 
 
 def test_what_merge_refuses(old_model: Old, new_rows: Path) -> None:
