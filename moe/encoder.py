@@ -123,12 +123,21 @@ def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tenso
     for layer in layers:
         mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks))
         hidden_ND = layer.sa_layer_norm(mixed_ND + hidden_ND)
-        hidden_ND = layer.output_layer_norm(layer.ffn(hidden_ND) + hidden_ND)
+        hidden_ND = layer.output_layer_norm(_feed_forward(layer.ffn, hidden_ND) + hidden_ND)
         yield hidden_ND
+
+
+def _feed_forward(block: Any, hidden_ND: Tensor) -> Tensor:
+    """The block without its `forward`, which asks Python for a signature at every call."""
+    compiled = block._compiled_call_impl is not None
+    fed_ND: Tensor = block(hidden_ND) if compiled else block.ff_chunk(hidden_ND)
+    return fed_ND
 
 
 def _split(hidden_ND: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
     """The states (B, L, D) of each block, whose mask is (B, L)."""
+    if len(masks) == 1:
+        return [hidden_ND.view(*masks[0].shape, -1)]
     parts = hidden_ND.split([mask.numel() for mask in masks])
     return [part.view(*mask.shape, -1) for part, mask in zip(parts, masks, strict=True)]
 
@@ -144,7 +153,7 @@ def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tenso
         attend(query, key, value, mask, num_heads=heads, dropout=dropout).flatten(0, 1)
         for query, key, value, mask in zip(*projected, masks, strict=True)
     ]
-    return torch.cat(mixed)
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 def encode_layers(

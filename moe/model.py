@@ -68,6 +68,7 @@ class Mixture(nn.Module):
     """
 
     task_experts_TE: Tensor
+    needs_context_T: Tensor
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class Mixture(nn.Module):
         self.routing_reaches_encoder = routing_reaches_encoder
         matrix_TE = task_experts_matrix(self.tasks)
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
+        needs_context_T = torch.tensor([task.needs_context for task in tasks])
+        self.register_buffer("needs_context_T", needs_context_T, persistent=False)
 
     def forward(
         self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
@@ -208,13 +211,13 @@ class Mixture(nn.Module):
 
     def answerable(self, batch: Batch) -> Tensor:
         """(B, T) bool: a span task needs a context in some window of the request."""
-        has_context_B = torch.zeros_like(batch.request_ids).index_add(
-            0, batch.request_ids, batch.context_mask.any(1).long()
-        )[batch.request_ids]
-        needs_context_T = torch.tensor([t.needs_context for t in self.tasks]).to(
-            batch.labels.device
-        )
-        return (has_context_B > 0)[:, None] | ~needs_context_T
+        has_context_B = batch.context_mask.any(1)
+        if len(batch) > 1:
+            windows_B = torch.zeros_like(batch.request_ids).index_add(
+                0, batch.request_ids, has_context_B.long()
+            )
+            has_context_B = windows_B[batch.request_ids] > 0
+        return has_context_B[:, None] | ~self.needs_context_T
 
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""

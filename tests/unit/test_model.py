@@ -98,7 +98,7 @@ def test_an_expert_without_rows_does_not_run_and_gets_no_gradient(
 def test_the_encoder_runs_once(tiny_model, hand_batch: Batch) -> None:
     model = tiny_model()
     calls = []
-    model.encoder.transformer.layer[0].ffn.register_forward_hook(lambda *_: calls.append(1))
+    model.encoder.transformer.layer[0].ffn.lin1.register_forward_hook(lambda *_: calls.append(1))
     run_own(model, hand_batch)
     assert len(calls) == 1
 
