@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         metavar="TASK=SOURCE",
         help="rows to measure; without it the checkpoint's validation sources",
     )
-    parser.add_argument("--json", metavar="OUT.json", help="file to write the numbers to")
+    parser.add_argument("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     parser.add_argument("--routing", choices=("learned", "oracle"), default="learned")
     parser.add_argument(
         "--data.root",

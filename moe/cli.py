@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,14 @@ def parse_training(arguments: list[str]) -> tuple[ExperimentConfig, Namespace]:
         "patience",
     )
     return ExperimentConfig(**{name: parsed[name] for name in names}), values
+
+
+def output_file(path: str) -> str:
+    """Argument type: a file in a folder that is there, asked before hours of work and not after."""
+    folder = Path(path).absolute().parent
+    if not os.access(folder, os.W_OK | os.X_OK) or Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path!r} cannot be written: expected a file in a folder")
+    return path
 
 
 def series_parser(description: str | None, config: Path) -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ import numpy as np
 
 from moe.bootstrap import paired_interval
 from moe.checkpoint import Bundle, load_bundle
+from moe.checkpoint_io import LAST
 from moe.config import ExperimentConfig
 from moe.data.mixing import task_shares
 from moe.data.tables import TaskTable
@@ -91,6 +92,8 @@ def _limit(steps: int) -> list[str]:
 def run_side(side: Side, base: Sequence[str], folder: Path, train: Path) -> Path:
     """Trains one side, or takes up what an earlier call finished; returns its run folder.
 
+    What is needed to go on with it is deleted: a series of trainings would fill a disk.
+
     Args:
         side: What to train.
         base: `--config ...` and other arguments of the joint run.
@@ -108,6 +111,7 @@ def run_side(side: Side, base: Sequence[str], folder: Path, train: Path) -> Path
         found = finished_run(root)
     if found is None:
         raise InputError(f"the training of {side.name} failed, see {log}")
+    (found / "checkpoints" / LAST).unlink(missing_ok=True)
     return found
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of both sides")
     parser.add_argument("--ckpt", help="a trained model; one is built without it")
     parser.add_argument("--data.root", dest="root", help="train: folder of configs/local.yaml")
-    parser.add_argument("--json", type=Path, metavar="OUT.json", help="file for the figures")
+    parser.add_argument("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -43,7 +43,7 @@ def main() -> None:
     )
     report = run_benchmark(arguments.name, BENCHMARKS[arguments.name], options)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         help="rows to measure; without it the checkpoint's validation sources",
     )
     parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder of the sources")
-    parser.add_argument("--json", metavar="OUT.json", help="file to write the numbers to")
+    parser.add_argument("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     arguments = parser.parse_args()
 
     from moe.measure import write_json

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     add("--window", type=int, default=500)
     add("--alpha", type=float, default=0.01)
     add("--horizon", type=int, default=20)
-    add("--json", metavar="OUT.json", help="file to write the numbers to")
+    add("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     values = parser.parse_args()
 
     from moe.measure import write_json

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     add("--label", required=True, help="what 'ping me at six' should mean")
     add("--expert", required=True, help="which one learns")
     add("--data.root", dest="root", metavar="DIR", help="of relative sources")
-    add("--json", metavar="OUT.json", help="file to write the numbers to")
+    add("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     values = vars(parser.parse_args())
 
     from moe.measure import write_json

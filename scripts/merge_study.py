@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     add("--rows", type=int, default=600, help="training rows of each parent")
     add("--validation", type=int, default=300, help="most rows to measure on")
     add("--healing_steps", type=int, default=500, help="after merging; 0 is none")
-    add("--json", metavar="OUT.json", help="file to write the numbers to")
+    add("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     values = parser.parse_args()
 
     from moe.bricks.merge_study import merge_study, read_halves

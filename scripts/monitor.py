@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     add("--alpha", type=float, default=0.01, help="chance of a false alert over the horizon")
     add("--horizon", type=int, default=20, help="windows over which alpha is shared")
     add("--html", metavar="OUT.html", help="report in one file")
-    add("--json", metavar="OUT.json", help="the same for programs")
+    add("--json", type=output_file, metavar="OUT.json", help="the same for programs")
     add("--tensorboard", metavar="DIR", help="folder of TensorBoard events to write")
     values = vars(parser.parse_args())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.cli import run
+from moe.cli import output_file, run
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--ckpt", required=True, help="a .ckpt, a folder, or a hub id")
     parser.add_argument("--rows", default="sample:routing", help="routing rows to measure")
     parser.add_argument("--data.root", dest="root", help="folder of relative sources")
-    parser.add_argument("--json", metavar="OUT.json", help="file to write the numbers to")
+    parser.add_argument("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one without it")
     arguments = parser.parse_args()
 

@@ -10,7 +10,7 @@ import pytest
 
 from moe.ablation import VARIANTS, ablation_text, arguments_of, smallest_load
 from moe.cli import parse_training
-from moe.comparison import paired_bootstrap, sides
+from moe.comparison import Side, paired_bootstrap, run_side, sides
 from moe.config import ExperimentConfig, MixingConfig
 from moe.runs import finished_run, read_result, write_result
 from moe.types import InputError
@@ -75,6 +75,33 @@ def test_the_last_finished_run_is_found(tmp_path: Path) -> None:
     assert read_result(run) == {"minutes": 1.5}
     with pytest.raises(InputError, match=r"version_2: no result\.json"):
         read_result(tmp_path / "local" / "version_2")
+
+
+TRAIN = """
+import pathlib, sys
+run = pathlib.Path(sys.argv[sys.argv.index("--trainer.default_root_dir") + 1], "x", "version_0")
+(run / "checkpoints").mkdir(parents=True)
+for name in ("best.ckpt", "last.ckpt"):
+    (run / "checkpoints" / name).write_text("")
+if "--fails" not in sys.argv:
+    (run / "result.json").write_text("{}")
+"""
+
+
+def test_a_side_is_trained_once_and_keeps_what_is_needed(tmp_path: Path) -> None:
+    train = tmp_path / "train.py"
+    train.write_text(TRAIN)
+    run = run_side(Side(name="qa", arguments=()), ["--config", "c"], tmp_path, train)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best.ckpt"]
+    train.write_text("raise SystemExit(1)")
+    assert run_side(Side(name="qa", arguments=()), [], tmp_path, train) == run  # not trained again
+
+
+def test_a_side_that_fails_names_its_log(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    side = Side(name="qa", arguments=("--fails",))
+    with pytest.raises(InputError, match=r"the training of qa failed, see .*qa\.log"):
+        run_side(side, [], tmp_path, tmp_path / "train.py")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
