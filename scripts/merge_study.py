@@ -7,6 +7,7 @@ python scripts/merge_study.py --ckpt BEST.ckpt --task qa [--data.root DATA] [--j
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from moe.cli import output_file, run
 
@@ -32,7 +33,8 @@ def main() -> None:
 
     bundle = load_bundle(values.ckpt)
     halves = read_halves(bundle, values.task, values.root, values.rows, values.validation)
-    found = merge_study(bundle, halves, values.healing_steps)
+    say = partial(print, flush=True)
+    found = merge_study(bundle, halves, values.healing_steps, say=say)
     if values.json:
         write_json(found, values.json)
 
