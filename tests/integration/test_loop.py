@@ -91,12 +91,14 @@ def test_the_profile_in_a_checkpoint_is_what_telemetry_says_of_its_validation(
     model = TorchMixture.from_pretrained(best, "cpu")
     write(tmp_path / "t", answered_rows(model, requests))
     served = read_traffic(tmp_path / "t", bundle.model.tasks).profile
+    # Validation computes in the numbers of the training, answers in 32 bits.
+    tolerance = 2e-2 if bundle.precision.startswith("bf16") else 2e-3
     for name, saved in profile.arrays().items():
         ours, theirs = (np.sort(np.asarray(v, float).reshape(-1))
                         for v in (getattr(served, name), saved))
         if name in ("confidence_N", "no_answer_N", "out_of_scope_N"):
             continue  # of a row that is sent elsewhere the profile has none
-        assert np.allclose(ours, theirs, atol=2e-3, equal_nan=True), name
+        assert np.allclose(ours, theirs, atol=tolerance, equal_nan=True), name
     model.save_pretrained(tmp_path / "folder")
     again = load_bundle(tmp_path / "folder").profile
     assert again is not None
