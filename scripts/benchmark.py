@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
 
 from moe.cli import output_file, run
 
@@ -16,6 +15,7 @@ from moe.cli import output_file, run
 def main() -> None:
     """Runs every case of a benchmark, prints a table, writes the JSON."""
     from moe.benchmarks import BENCHMARKS, Options, run_benchmark
+    from moe.measure import write_json
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS), help="which")
@@ -43,7 +43,7 @@ def main() -> None:
     )
     report = run_benchmark(arguments.name, BENCHMARKS[arguments.name], options)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(report, arguments.json)
 
 
 if __name__ == "__main__":
