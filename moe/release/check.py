@@ -152,8 +152,8 @@ def _measured(
     suite: Suite,
     rows: SuiteRows,
 ) -> list[Measured]:
-    found = compare(ours, theirs, suite)
-    found += compare_experts(ours, theirs, rows, suite)
+    found = compare(ours, theirs, suite, candidate.experts)
+    found += compare_experts(ours, theirs, rows, suite, candidate.experts)
     if suite.latency is not None:
         found += measure_latency(candidate, baseline, rows, suite.latency, suite)
     return [*found, measure_size(candidate, baseline)]

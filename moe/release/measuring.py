@@ -82,23 +82,27 @@ def _add(
             found.metrics[f"{task}/{name}{mark}"] = metric
 
 
-def compare(candidate: SideMetrics, baseline: SideMetrics | None, suite: Suite) -> list[Measured]:
-    """Every metric of the candidate, beside the baseline's if there is one."""
+def compare(
+    candidate: SideMetrics, baseline: SideMetrics | None, suite: Suite, experts: Sequence[str]
+) -> list[Measured]:
+    """Every metric of the candidate, which has `experts`, beside the baseline's if there is one."""
     found = []
     for name, ours in candidate.metrics.items():
         theirs = None if baseline is None else baseline.metrics.get(name)
-        found.append(_measured(name, ours, theirs, suite))
+        found.append(_measured(name, ours, theirs, suite, experts))
     return found
 
 
-def _measured(name: str, ours: Metric, theirs: Metric | None, suite: Suite) -> Measured:
+def _measured(
+    name: str, ours: Metric, theirs: Metric | None, suite: Suite, experts: Sequence[str]
+) -> Measured:
     change = None
     if theirs is not None:
         change = paired_interval(
             ours.rows_N,
             theirs.rows_N,
             statistic=ours.statistic,
-            confidence=suite.confidence,
+            confidence=suite.confidence_of(name, experts),
             draws=suite.draws,
             seed=suite.seed,
         )
@@ -112,7 +116,11 @@ def _measured(name: str, ours: Metric, theirs: Metric | None, suite: Suite) -> M
 
 
 def compare_experts(
-    candidate: SideMetrics, baseline: SideMetrics | None, rows: SuiteRows, suite: Suite
+    candidate: SideMetrics,
+    baseline: SideMetrics | None,
+    rows: SuiteRows,
+    suite: Suite,
+    experts: Sequence[str],
 ) -> list[Measured]:
     """By expert of the candidate: the scores of the rows that it answered, on both sides.
 
@@ -131,7 +139,7 @@ def compare_experts(
             if mine.sum() >= MIN_EXPERT_ROWS:
                 theirs = None if theirs_N is None else Metric(rows_N=theirs_N[mine])
                 metric = Metric(rows_N=ours_N[mine])
-                found.append(_measured(f"expert/{name}", metric, theirs, suite))
+                found.append(_measured(f"expert/{name}", metric, theirs, suite, experts))
     return found
 
 
@@ -152,12 +160,14 @@ def measure_latency(
                 took = 1e3 * (time.perf_counter() - start)
                 times_SN[number, row] = min(times_SN[number, row], took)
     return [
-        _timed("latency/median_ms", times_SN, 0.5, suite),
-        _timed("latency/p95_ms", times_SN, 0.95, suite),
+        _timed("latency/median_ms", times_SN, 0.5, suite, candidate.experts),
+        _timed("latency/p95_ms", times_SN, 0.95, suite, candidate.experts),
     ]
 
 
-def _timed(name: str, times_SN: Floats, quantile: float, suite: Suite) -> Measured:
+def _timed(
+    name: str, times_SN: Floats, quantile: float, suite: Suite, experts: Sequence[str]
+) -> Measured:
     def statistic(rows_N: Floats) -> float:
         return float(np.quantile(rows_N, quantile))
 
@@ -168,7 +178,7 @@ def _timed(name: str, times_SN: Floats, quantile: float, suite: Suite) -> Measur
             times_SN[1],
             statistic=statistic,
             compare=ratio,
-            confidence=suite.confidence,
+            confidence=suite.confidence_of(name, experts),
             draws=suite.draws,
             seed=suite.seed,
         )

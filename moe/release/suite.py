@@ -32,6 +32,11 @@ class Rule:
     interval inside the limit passes, one outside is refused, and one that lies across it is
     `when_unsure`. Absolute limits are decided on the candidate's own value.
 
+    Rules that pass when unsure refuse by proof of harm. Any of them may, so chance has as many
+    tries as there are metrics: their intervals have the suite's confidence all together
+    (Bonferroni). Rules that refuse when unsure want proof of no harm from each metric, which no
+    number of metrics makes easier: their intervals have it one by one.
+
     Attributes:
         max_drop: Largest fall against the baseline, in the metric's own unit.
         max_rise: Largest rise, for metrics of which less is better.
@@ -148,8 +153,9 @@ class Suite:
         structure: What must be shared with the baseline.
         rules: By metric, or by a pattern such as `*/ece` or `*@typos`; the first that fits counts,
             what fits none is reported only.
-        confidence: Of the intervals, in (0, 1), two-sided.
-        draws: Of the bootstrap.
+        confidence: Of the intervals, in (0, 1), two-sided: of each one that refuses when unsure,
+            of all together that pass (`Rule`).
+        draws: Of the bootstrap, at least.
         seed: Of row choice and bootstrap.
     """
 
@@ -195,6 +201,13 @@ class Suite:
         """The first rule whose pattern fits a metric."""
         return next((r for name, r in self.rules.items() if fnmatchcase(metric, name)), None)
 
+    def confidence_of(self, metric: str, experts: Sequence[str]) -> float:
+        """Confidence of a metric's interval, for a candidate with these experts."""
+        if not _refuses_by_proof(self.rule(metric)):
+            return self.confidence
+        family = sum(_refuses_by_proof(self.rule(name)) for name in self.metrics(experts))
+        return 1 - (1 - self.confidence) / family
+
     def check_rules(self, experts: Sequence[str]) -> None:
         """Raises InputError if a rule fits no metric: it would judge nothing."""
         metrics = self.metrics(experts)
@@ -203,6 +216,13 @@ class Suite:
                 any(fnmatchcase(metric, pattern) for metric in metrics),
                 f"rules: {pattern!r} fits no metric, measured are {metrics}",
             )
+
+
+def _refuses_by_proof(rule: Rule | None) -> bool:
+    """Whether a rule has a limit on a change, and an interval must show that it is broken."""
+    if rule is None or rule.when_unsure == "refuse":
+        return False
+    return any(limit is not None for limit in (rule.max_drop, rule.max_rise, rule.max_ratio))
 
 
 def _is_perturbed(metric: str) -> bool:

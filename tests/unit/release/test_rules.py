@@ -13,7 +13,7 @@ from moe.data.augment import PERTURBATIONS, misspell
 from moe.release.expect import failures
 from moe.release.rules import Measured, judge
 from moe.release.scores import Gold, expert_of, routing_metrics, task_metrics
-from moe.release.suite import Rule, load_suite
+from moe.release.suite import JudgedTask, Rule, Suite, load_suite
 from moe.types import InputError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -108,6 +108,45 @@ def test_a_ratio_of_medians_has_an_interval() -> None:
     found = paired_interval(2 * theirs, theirs, compare=ratio, draws=100,
                             statistic=lambda rows: float(np.median(rows)))
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_a_high_confidence_has_draws_beyond_its_ends() -> None:
+    # Of 10,000 rows, 100 differ by 1 from 0: the mean is 0.01, its standard error 0.000995, and an
+    # interval of 99.94 % reaches 3.43 of them to each side. 100 draws would give their extremes.
+    ours, theirs = np.zeros(10_000), np.zeros(10_000)
+    ours[:100] = 1
+    found = paired_interval(ours, theirs, draws=100, confidence=0.9994)
+    assert found.low == pytest.approx(0.01 - 3.43 * 0.000995, abs=5e-4)
+    assert found.high == pytest.approx(0.01 + 3.43 * 0.000995, abs=5e-4)
+
+
+def test_intervals_of_a_mean_are_those_of_any_statistic() -> None:
+    chance = np.random.default_rng(3)
+    rows = chance.random((2, 50))
+    at_once = paired_interval(*rows, draws=1500, seed=1)
+    one_by_one = paired_interval(*rows, draws=1500, seed=1, statistic=lambda found: found.mean())
+    assert at_once.low == pytest.approx(one_by_one.low, abs=1e-12)
+    assert at_once.high == pytest.approx(one_by_one.high, abs=1e-12)
+
+
+def test_rules_that_pass_when_unsure_share_the_confidence() -> None:
+    # Of ten metrics, three have a limit on a change and pass when unsure, counting the expert's.
+    suite = Suite(
+        tasks={"t": JudgedTask(type="classifier", rows="x.csv")},
+        perturbations=[],
+        rules={
+            "t/accuracy": Rule(max_drop=1, when_unsure="pass"),
+            "t/ece": Rule(max_rise=1),
+            "t/routing_accuracy": Rule(min=90, when_unsure="pass"),
+            "expert/*": Rule(max_drop=1, when_unsure="pass"),
+            "latency/median_ms": Rule(max_ratio=2, when_unsure="pass"),
+        },
+    )
+    one, two = ("t-0",), ("t-0", "t-1")
+    assert suite.confidence_of("t/accuracy", one) == pytest.approx(1 - 0.05 / 3)
+    assert suite.confidence_of("expert/t-1", two) == pytest.approx(1 - 0.05 / 4)
+    for alone in ("t/ece", "t/routing_accuracy", "size/bytes"):
+        assert suite.confidence_of(alone, one) == 0.95
 
 
 def test_every_fifth_word_is_misspelt() -> None:
