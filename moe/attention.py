@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,22 +21,40 @@ _KERNELS = [
 ]
 
 
+def padding_bias(attention_mask: Tensor, hidden: Tensor) -> Tensor | None:
+    """What `attend` adds to its scores (B, 1, 1, L): 0 at tokens, -inf at padding.
+
+    Made once for all layers: from a mask, each would make its own. None where a CPU finds no
+    padding; a GPU would have to be waited for.
+
+    Args:
+        attention_mask: (B, L) bool, True at tokens.
+        hidden: States that are attended to; autocast may say another type.
+    """
+    kind = hidden.device.type
+    if kind == "cpu" and attention_mask.all():
+        return None
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    bias_BL = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, -torch.inf)
+    return bias_BL[:, None, None, :]
+
+
 def attend(
     query_BLD: Tensor,
     key_BLD: Tensor,
     value_BLD: Tensor,
-    attention_mask: Tensor,
+    bias_B11L: Tensor | None,
     *,
     num_heads: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What each token gathers (B, L, D); `attention_mask` (B, L) bool is True at tokens.
+    """What each token gathers (B, L, D).
 
     Args:
         query_BLD: What tokens look for.
         key_BLD: What they are found by.
         value_BLD: What is gathered of them.
-        attention_mask: Of the rows.
+        bias_B11L: `padding_bias` of the rows.
         num_heads: A divisor of D.
         dropout: Probability of dropout on attention weights.
     """
@@ -48,7 +67,7 @@ def attend(
             query_BHLd,
             key_BHLd,
             value_BHLd,
-            attn_mask=attention_mask[:, None, None, :],
+            attn_mask=bias_B11L,
             dropout_p=dropout,
         )
     return gathered_BHLd.transpose(1, 2).flatten(2)

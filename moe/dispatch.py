@@ -46,6 +46,13 @@ def dispatch_together(choices: Sequence[Tensor]) -> list[list[Assignment]]:
 
 
 def _assignments(chosen_BE: Tensor, device: torch.device) -> list[Assignment]:
+    if len(chosen_BE) == 1:  # most requests of a server: the rest costs as much as the gate
+        row_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        return [
+            Assignment(expert=expert, rows_N=row_1, is_whole=True)
+            for expert, is_chosen in enumerate(chosen_BE[0].tolist())
+            if is_chosen
+        ]
     counts = chosen_BE.sum(0).tolist()
     rows_P = chosen_BE.T.nonzero()[:, 1].to(device, non_blocking=True)  # of the pairs, by expert
     return [

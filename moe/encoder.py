@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
-from moe.attention import attend
+from moe.attention import attend, padding_bias
 from moe.types import InputError, Pooling
 
 Block = tuple[Tensor, Tensor]  # input_ids (B, L) and attention_mask (B, L) of some rows
@@ -114,14 +114,14 @@ def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[T
 
 def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tensor]:
     """States (N, D) of the tokens of all blocks after each layer."""
-    ids_N = torch.cat([ids.flatten() for ids, _ in blocks])
+    ids_N = _joined([ids for ids, _ in blocks])
     places = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids) for ids, _ in blocks]
-    places_N = torch.cat([place.flatten() for place in places])
-    hidden_ND = encoder.embeddings(ids_N[None], position_ids=places_N[None])[0]
+    hidden_ND = encoder.embeddings(ids_N[None], position_ids=_joined(places)[None])[0]
     masks = [mask for _, mask in blocks]
+    biases = [padding_bias(mask, hidden_ND) for mask in masks]
     layers: Any = encoder.transformer.layer
     for layer in layers:
-        mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks))
+        mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks, biases))
         hidden_ND = layer.sa_layer_norm(mixed_ND + hidden_ND)
         hidden_ND = layer.output_layer_norm(_feed_forward(layer.ffn, hidden_ND) + hidden_ND)
         yield hidden_ND
@@ -142,18 +142,30 @@ def _split(hidden_ND: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(*mask.shape, -1) for part, mask in zip(parts, masks, strict=True)]
 
 
-def _attend(attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor]) -> Tensor:
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    """The rows of all blocks (B, L, ...) one after the other (N, ...)."""
+    return (
+        blocks[0].flatten(0, 1)
+        if len(blocks) == 1
+        else torch.cat([b.flatten(0, 1) for b in blocks])
+    )
+
+
+def _attend(
+    attention: Any, hidden_ND: Tensor, masks: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> Tensor:
     """Self-attention of a layer (N, D) inside each block, before its output projection."""
     projected = [
         _split(linear(hidden_ND), masks)
         for linear in (attention.q_lin, attention.k_lin, attention.v_lin)
     ]
     heads, dropout = attention.n_heads, attention.dropout.p if attention.training else 0.0
-    mixed = [
-        attend(query, key, value, mask, num_heads=heads, dropout=dropout).flatten(0, 1)
-        for query, key, value, mask in zip(*projected, masks, strict=True)
-    ]
-    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+    return _joined(
+        [
+            attend(query, key, value, bias, num_heads=heads, dropout=dropout)
+            for query, key, value, bias in zip(*projected, biases, strict=True)
+        ]
+    )
 
 
 def encode_layers(

@@ -209,7 +209,9 @@ def choose_tasks(
         multi_task_threshold: In (0, 1), or None for exactly one task.
     """
     mass_BT = task_mass_BT.masked_fill(~allowed_BT, -1.0)
-    tasks_BT = F.one_hot(mass_BT.argmax(-1), mass_BT.shape[-1]).bool()
+    best_B1 = mass_BT.argmax(-1, keepdim=True)
+    # Not `one_hot`, which waits for a GPU to look at the numbers.
+    tasks_BT = torch.zeros_like(mass_BT, dtype=torch.bool).scatter(1, best_B1, True)
     if multi_task_threshold is not None:
         tasks_BT = tasks_BT | (mass_BT > multi_task_threshold)
     return tasks_BT
@@ -228,21 +230,23 @@ def choose_experts(
     """
     blocks = []
     for task, scores in enumerate(scores_BE.split(list(task_sizes), -1)):
-        best = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
-        blocks.append(
-            torch.zeros_like(scores, dtype=torch.bool).scatter(
-                1, best, tasks_BT[:, task, None].expand_as(best)
-            )
-        )
+        is_chosen = tasks_BT[:, task, None]
+        if scores.shape[-1] <= top_k:
+            blocks.append(is_chosen.expand_as(scores))
+            continue
+        best = scores.topk(top_k, dim=-1).indices
+        none = torch.zeros_like(scores, dtype=torch.bool)
+        blocks.append(none.scatter(1, best, is_chosen.expand_as(best)))
     return torch.cat(blocks, dim=-1)
 
 
 def log_weights(log_g_BE: Tensor, chosen_BE: Tensor, task_sizes: Sequence[int]) -> Tensor:
     """log w (B, E): log g renormalised over the chosen experts of each task, -inf elsewhere."""
     # Not -inf: the gradient of a logsumexp over nothing but -inf is NaN.
-    masked_BE = log_g_BE.masked_fill(~chosen_BE, torch.finfo(log_g_BE.dtype).min)
+    left_out_BE = ~chosen_BE
+    masked_BE = log_g_BE.masked_fill(left_out_BE, torch.finfo(log_g_BE.dtype).min)
     blocks = [b.log_softmax(-1) for b in masked_BE.split(list(task_sizes), -1)]
-    return torch.cat(blocks, dim=-1).masked_fill(~chosen_BE, -torch.inf)
+    return torch.cat(blocks, dim=-1).masked_fill(left_out_BE, -torch.inf)
 
 
 def route(

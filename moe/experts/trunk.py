@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.attention import attend
+from moe.attention import attend, padding_bias
 
 
 class SelfAttention(nn.Module):
@@ -31,7 +31,8 @@ class SelfAttention(nn.Module):
         """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
         query, key, value = (linear(hidden_BLD) for linear in (self.query, self.key, self.value))
         # No dropout on attention weights: it takes the CPU off the fused kernel.
-        mixed_BLD = attend(query, key, value, attention_mask, num_heads=self.num_heads)
+        bias_B11L = padding_bias(attention_mask, hidden_BLD)
+        mixed_BLD = attend(query, key, value, bias_B11L, num_heads=self.num_heads)
         output_BLD = self.output(mixed_BLD)
         normed_BLD: Tensor = self.norm(self.dropout(output_BLD) + hidden_BLD)
         return normed_BLD

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from moe.attention import attend
+from moe.attention import attend, padding_bias
 
 
 def test_two_heads_by_hand() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 5, 8).unbind()
     mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
-    found = attend(query, key, value, mask, num_heads=2)
+    found = attend(query, key, value, padding_bias(mask, query), num_heads=2)
     for row in range(2):
         for head in (slice(0, 4), slice(4, 8)):
             scores_LL = query[row, :, head] @ key[row, :, head].T / 2
@@ -25,13 +25,23 @@ def test_padding_takes_no_part() -> None:
     mask = torch.tensor([[True, True, True, False]])
     changed = states.clone()
     changed[:, 3] = 100.0
-    before, after = (attend(s, s, s, mask, num_heads=3)[:, :3] for s in (states, changed))
+    bias = padding_bias(mask, states)
+    before, after = (attend(s, s, s, bias, num_heads=3)[:, :3] for s in (states, changed))
     assert torch.equal(before, after)
 
 
 def test_dropout_drops_weights() -> None:
     ones = torch.ones(1, 64, 4)
-    mask = torch.ones(1, 64, dtype=torch.bool)
-    assert torch.allclose(attend(ones, ones, ones, mask, num_heads=1), ones)
-    dropped = attend(ones, ones, ones, mask, num_heads=1, dropout=0.5)
+    assert torch.allclose(attend(ones, ones, ones, None, num_heads=1), ones)
+    dropped = attend(ones, ones, ones, None, num_heads=1, dropout=0.5)
     assert not torch.allclose(dropped, ones)
+
+
+def test_the_bias_by_hand() -> None:
+    states = torch.zeros(2, 2, 4)
+    padded = torch.tensor([[True, True], [True, False]])
+    expected = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])[:, None, None]
+    assert torch.equal(padding_bias(padded, states), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(padding_bias(padded, states), expected.bfloat16())
+    assert padding_bias(torch.ones(2, 2, dtype=torch.bool), states) is None
