@@ -19,18 +19,19 @@ from moe.runs import read_result
 from moe.types import InputError
 
 _UNIFORM = ("--data.mixing.shares", "null", "--data.mixing.kind")
+_NO_SWITCH = ("--model.loss.switch", "0")
+_NO_PRIOR = ("--model.loss.prior", "0")
+_NO_BIAS = ("--model.loss.bias_rate", "0")
 _TOP_2 = ("--model.gate.top_k", "2")
 
 # What each variant changes; {task} stands for every task of the config.
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "as configured": (),
-    "balance none": ("--model.loss.switch", "0", "--model.loss.prior", "0"),
-    "balance switch": ("--model.loss.prior", "0"),
-    "balance prior": ("--model.loss.switch", "0"),
-    "balance bias": (
-        *("--model.loss.switch", "0", "--model.loss.prior", "0"),
-        *("--model.loss.bias_rate", "0.02"),
-    ),
+    "balance none": (*_NO_SWITCH, *_NO_PRIOR, *_NO_BIAS),
+    "balance switch": (*_NO_PRIOR, *_NO_BIAS),
+    "balance prior": (*_NO_SWITCH, *_NO_BIAS),
+    "balance bias": (*_NO_SWITCH, *_NO_PRIOR, "--model.loss.bias_rate", "0.02"),
+    "balance switch and prior": _NO_BIAS,
     "1 expert": ("--tasks.{task}.experts", "1"),
     "2 experts": ("--tasks.{task}.experts", "2"),
     "4 experts": ("--tasks.{task}.experts", "4"),

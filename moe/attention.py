@@ -29,12 +29,15 @@ def padding_bias(attention_mask: Tensor, hidden: Tensor) -> Tensor | None:
 
     Args:
         attention_mask: (B, L) bool, True at tokens.
-        hidden: States that are attended to; autocast may say another type.
+        hidden: (..., D) states that are attended to. The bias has their type, or that of
+            autocast where it is on.
     """
-    kind = hidden.device.type
-    if kind == "cpu" and attention_mask.all():
+    device_type = hidden.device.type
+    if device_type == "cpu" and attention_mask.all():
         return None
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
     bias_BL = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, -torch.inf)
     return bias_BL[:, None, None, :]
 
@@ -54,7 +57,7 @@ def attend(
         query_BLD: What tokens look for.
         key_BLD: What they are found by.
         value_BLD: What is gathered of them.
-        bias_B11L: `padding_bias` of the rows.
+        bias_B11L: `padding_bias` of the rows (B, 1, 1, L); None where nothing is padded.
         num_heads: A divisor of D.
         dropout: Probability of dropout on attention weights.
     """

@@ -1,6 +1,6 @@
 """Intervals for the difference of two models that were measured on the same rows.
 
-Dimensions: N rows.
+Dimensions: N rows, D draws of N rows with replacement.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Statistic = Callable[[NDArray[Any]], float]
+Statistic = Callable[[NDArray[Any]], NDArray[Any]]  # of D draws of rows (D, N, ...), one each (D,)
 
 MIN_OUTSIDE = 10  # draws beyond each end of an interval, lest one draw decide it
-AT_ONCE = 1_000  # draws
+AT_ONCE = 4_000_000  # numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +33,20 @@ class Interval:
     high: float
 
 
-def mean(rows_N: NDArray[Any]) -> float:
-    """The mean of the rows."""
-    return float(rows_N.mean())
+def mean(rows_DN: NDArray[Any]) -> NDArray[Any]:
+    """The mean of the rows of each draw (D,)."""
+    means_D: NDArray[Any] = rows_DN.mean(1)
+    return means_D
 
 
-def difference(ours: float, theirs: float) -> float:
+def difference(ours_D: NDArray[Any], theirs_D: NDArray[Any]) -> NDArray[Any]:
     """Ours minus theirs."""
-    return ours - theirs
+    return ours_D - theirs_D
 
 
-def ratio(ours: float, theirs: float) -> float:
+def ratio(ours_D: NDArray[Any], theirs_D: NDArray[Any]) -> NDArray[Any]:
     """Ours over theirs."""
-    return ours / theirs
+    return ours_D / theirs_D
 
 
 def paired_interval(
@@ -53,7 +54,7 @@ def paired_interval(
     theirs_N: NDArray[Any],
     *,
     statistic: Statistic = mean,
-    compare: Callable[[float, float], float] = difference,
+    compare: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] = difference,
     confidence: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
@@ -65,7 +66,7 @@ def paired_interval(
 
     Args:
         ours_N, theirs_N: (N, ...) the same rows of both sides.
-        statistic: Of drawn rows of one side.
+        statistic: Of the drawn rows of one side.
         compare: Of the statistics of both sides.
         confidence: Of the interval, in (0, 1).
         draws: Resamples, at least.
@@ -73,19 +74,12 @@ def paired_interval(
     """
     chance, count = np.random.default_rng(seed), len(ours_N)
     outside = (1 - confidence) / 2
-    left = max(draws, math.ceil(MIN_OUTSIDE / outside))
-    found: list[float] = []
-    while left > 0:
-        drawn_DN = chance.integers(count, size=(min(left, AT_ONCE), count))
-        ours_D, theirs_D = (_each(rows_N, drawn_DN, statistic) for rows_N in (ours_N, theirs_N))
-        found += map(compare, ours_D, theirs_D)
-        left -= len(drawn_DN)
-    low, high = np.quantile(found, [outside, 1 - outside])
-    value = compare(statistic(ours_N), statistic(theirs_N))
-    return Interval(value=value, low=float(low), high=float(high))
-
-
-def _each(rows_N: NDArray[Any], drawn_DN: NDArray[np.int64], statistic: Statistic) -> list[float]:
-    if statistic is mean:  # the usual one, of all draws at once
-        return rows_N[drawn_DN].mean(1).tolist()
-    return [statistic(rows_N[drawn_N]) for drawn_N in drawn_DN]
+    remaining = max(draws, math.ceil(MIN_OUTSIDE / outside))
+    found = []
+    while remaining > 0:
+        drawn_DN = chance.integers(count, size=(min(remaining, 1 + AT_ONCE // ours_N.size), count))
+        found.append(compare(statistic(ours_N[drawn_DN]), statistic(theirs_N[drawn_DN])))
+        remaining -= len(drawn_DN)
+    low, high = np.quantile(np.concatenate(found), [outside, 1 - outside])
+    value = compare(statistic(ours_N[None]), statistic(theirs_N[None]))[0]
+    return Interval(value=float(value), low=float(low), high=float(high))

@@ -144,11 +144,8 @@ def _split(hidden_ND: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
 
 def _joined(blocks: Sequence[Tensor]) -> Tensor:
     """The rows of all blocks (B, L, ...) one after the other (N, ...)."""
-    return (
-        blocks[0].flatten(0, 1)
-        if len(blocks) == 1
-        else torch.cat([b.flatten(0, 1) for b in blocks])
-    )
+    parts = [block.flatten(0, 1) for block in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend(

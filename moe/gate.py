@@ -174,6 +174,7 @@ class Gate(nn.Module):
         sizes = list(task_sizes)
         for bias, load in zip(self.selection_bias.split(sizes), load_E.split(sizes), strict=True):
             bias += rate * torch.sign(load.float().mean() - load)
+            bias -= bias.mean()  # an expert that is added later starts at 0
 
 
 def task_experts_matrix(tasks: tuple[TaskSpec, ...]) -> Tensor:
@@ -230,13 +231,13 @@ def choose_experts(
     """
     blocks = []
     for task, scores in enumerate(scores_BE.split(list(task_sizes), -1)):
-        is_chosen = tasks_BT[:, task, None]
+        is_chosen_B1 = tasks_BT[:, task, None]
         if scores.shape[-1] <= top_k:
-            blocks.append(is_chosen.expand_as(scores))
+            blocks.append(is_chosen_B1.expand_as(scores))
             continue
         best = scores.topk(top_k, dim=-1).indices
-        none = torch.zeros_like(scores, dtype=torch.bool)
-        blocks.append(none.scatter(1, best, is_chosen.expand_as(best)))
+        nothing = torch.zeros_like(scores, dtype=torch.bool)
+        blocks.append(nothing.scatter(1, best, is_chosen_B1.expand_as(best)))
     return torch.cat(blocks, dim=-1)
 
 

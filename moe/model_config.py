@@ -135,7 +135,7 @@ class LossConfig:
     routing: float = 1.0
     switch: float = 0.05
     prior: float = 0.01
-    bias_rate: float = 0.0
+    bias_rate: float = 0.02
     z: float = 1e-3
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ def mix(data: str | None, cache: str) -> ExperimentConfig:
             root=data or "",
             cache=cache,
             max_length=MAX_LENGTH,
-            batch_size=64,
+            batch_size=128,
             max_tokens=4096,
             mixing=MixingConfig(kind="fixed", shares=SHARES),
             attach_context=0.0,

@@ -54,7 +54,7 @@ class GraphModel:
             self.task_sizes,
             tasks_BT=tasks_BT,
             top_k=self.top_k,
-            selection_bias_E=self.gate.selection_bias,
+            selection_bias_E=self.gate.expert_bias,
         )
         logits = self.graph.run_experts(encoded, routing.chosen_BE.numpy())
         return MixtureOutput(

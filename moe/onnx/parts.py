@@ -29,7 +29,7 @@ OUTSIDE = -1e9  # for -inf: its softmax is 0 too, and sums and differences of it
 
 
 class Attend(nn.Module):
-    """Projections and attention of all heads, with one operator for what follows the projections.
+    """Projections and attention of all heads: one product, and one operator for what follows it.
 
     Exported step by step that is some fifteen operators and copies, whose cost is most of a short
     request. ONNX Runtime's `com.microsoft::Attention`, which has the projections inside, multiplies
@@ -42,18 +42,28 @@ class Attend(nn.Module):
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, num_heads: int) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.num_heads = query, key, value, num_heads
+        self.projections, self.num_heads = side_by_side((query, key, value)), num_heads
 
     def forward(self, hidden_NLD: Tensor, mask_N1LL: Tensor) -> Tensor:
         """(N, L, D) of the same; where `mask_N1LL` is False a token is not attended to."""
+        query_NLD, key_NLD, value_NLD = self.projections(hidden_NLD).chunk(3, -1)
         return torch.onnx.ops.attention(
-            self.query(hidden_NLD),
-            self.key(hidden_NLD),
-            self.value(hidden_NLD),
+            query_NLD,
+            key_NLD,
+            value_NLD,
             mask_N1LL,
             q_num_heads=self.num_heads,
             kv_num_heads=self.num_heads,
         )[0]
+
+
+def side_by_side(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer whose outputs are those of several, one after the other."""
+    width = sum(layer.out_features for layer in layers)
+    joined = nn.Linear(layers[0].in_features, width, device="meta")
+    joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]))
+    joined.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]))
+    return joined
 
 
 def token_pairs(attention: Tensor) -> Tensor:

@@ -168,10 +168,10 @@ def measure_latency(
 def _timed(
     name: str, times_SN: Floats, quantile: float, suite: Suite, experts: Sequence[str]
 ) -> Measured:
-    def statistic(rows_N: Floats) -> float:
-        return float(np.quantile(rows_N, quantile))
+    def statistic(rows_DN: Floats) -> Floats:
+        return np.quantile(rows_DN, quantile, axis=1)
 
-    found = None
+    found, values = None, statistic(times_SN).tolist()
     if len(times_SN) > 1:
         found = paired_interval(
             times_SN[0],
@@ -185,8 +185,8 @@ def _timed(
     return Measured(
         name=name,
         n=times_SN.shape[1],
-        candidate=statistic(times_SN[0]),
-        baseline=statistic(times_SN[1]) if len(times_SN) > 1 else None,
+        candidate=values[0],
+        baseline=values[1] if len(times_SN) > 1 else None,
         ratio=found,
     )
 

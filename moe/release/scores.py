@@ -16,7 +16,7 @@ import numpy as np
 
 from moe.bootstrap import Statistic, mean
 from moe.decode import Floats
-from moe.metrics import calibration_error, squad_scores
+from moe.metrics import squad_scores
 
 Answers = Sequence[Mapping[str, Any]]
 BINS = 15
@@ -52,7 +52,7 @@ class Metric:
 
     Attributes:
         rows_N: (N,), or (N, 2) for `calibration`.
-        statistic: From rows to the number.
+        statistic: From drawn rows to the number of each draw.
     """
 
     rows_N: Floats
@@ -61,7 +61,7 @@ class Metric:
     @property
     def value(self) -> float:
         """On all rows; 0 without rows."""
-        return self.statistic(self.rows_N) if len(self.rows_N) else 0.0
+        return float(self.statistic(self.rows_N[None])[0]) if len(self.rows_N) else 0.0
 
 
 def first_task(answer: Mapping[str, Any]) -> str:
@@ -74,14 +74,19 @@ def reached(task: str, answers: Answers) -> list[bool]:
     return [not answer["abstained"] and first_task(answer) == task for answer in answers]
 
 
-def calibration(rows_N2: Floats) -> float:
-    """Expected calibration error in points, 15 bins; rows of NaN do not count.
+def calibration(rows_DN2: Floats) -> Floats:
+    """Expected calibration error of each draw (D,) in points, as `calibration_error` has it.
 
     Args:
-        rows_N2: Confidence in [0, 1], and 1 where the answer is right.
+        rows_DN2: Confidence in [0, 1], and 1 where the answer is right; rows of NaN do not count.
     """
-    kept_N2 = rows_N2[~np.isnan(rows_N2[:, 0])]
-    return 100 * calibration_error(kept_N2[:, 0], kept_N2[:, 1] > 0.5, BINS)
+    confidence_DN, right_DN = rows_DN2[..., 0], rows_DN2[..., 1]
+    known_DN = ~np.isnan(confidence_DN)
+    gap_DN = np.where(known_DN, confidence_DN - right_DN, 0.0)
+    bin_DN = np.floor(np.nan_to_num(confidence_DN).clip(0, 1) * BINS)  # 1 has a bin of its own
+    total_D = sum(np.abs(np.where(bin_DN == b, gap_DN, 0.0).sum(1)) for b in range(BINS + 1))
+    error_D: Floats = 100 * total_D / known_DN.sum(1).clip(1)
+    return error_D
 
 
 def _share(values: Sequence[bool] | Any) -> Metric:

@@ -32,10 +32,9 @@ class Rule:
     interval inside the limit passes, one outside is refused, and one that lies across it is
     `when_unsure`. Absolute limits are decided on the candidate's own value.
 
-    Rules that pass when unsure refuse by proof of harm. Any of them may, so chance has as many
-    tries as there are metrics: their intervals have the suite's confidence all together
-    (Bonferroni). Rules that refuse when unsure want proof of no harm from each metric, which no
-    number of metrics makes easier: their intervals have it one by one.
+    Rules that pass when unsure refuse by proof of harm. Each of them could by chance, so
+    their intervals share the suite's confidence (Bonferroni). Rules that refuse when unsure demand
+    proof of no harm, and more of them only make passing harder: each interval has it by itself.
 
     Attributes:
         max_drop: Largest fall against the baseline, in the metric's own unit.
@@ -153,8 +152,8 @@ class Suite:
         structure: What must be shared with the baseline.
         rules: By metric, or by a pattern such as `*/ece` or `*@typos`; the first that fits counts,
             what fits none is reported only.
-        confidence: Of the intervals, in (0, 1), two-sided: of each one that refuses when unsure,
-            of all together that pass (`Rule`).
+        confidence: Of the intervals, in (0, 1), two-sided: of each one whose rule refuses when
+            unsure, shared by those whose rules pass (`Rule`).
         draws: Of the bootstrap, at least.
         seed: Of row choice and bootstrap.
     """
@@ -178,7 +177,7 @@ class Suite:
         check(len(self.rules) > 0, "rules must have at least one rule, got {}")
         check_range("suite", self, "rows perturbed_rows", 1)
         check_range("suite", self, "draws", 100)
-        check_range("suite", self, "confidence", 0.5, 0.9999)
+        check_range("suite", self, "confidence", 0.5, 0.99)
         for name in self.perturbations:
             check(
                 name in PERTURBATIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from moe.attention import attend, padding_bias
@@ -45,3 +46,14 @@ def test_the_bias_by_hand() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(padding_bias(padded, states), expected.bfloat16())
     assert padding_bias(torch.ones(2, 2, dtype=torch.bool), states) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 7, 33, 200])
+def test_no_bias_is_a_bias_of_zeros_to_the_bit(length: int, dtype: torch.dtype) -> None:
+    # A row of full length has none by itself, and zeros beside a shorter one.
+    torch.manual_seed(0)
+    states = torch.randn(2, length, 24).to(dtype)
+    zeros = torch.zeros(2, 1, 1, length, dtype=dtype)
+    found = [attend(states, states, states, bias, num_heads=2) for bias in (None, zeros)]
+    assert torch.equal(*found)

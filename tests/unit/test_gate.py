@@ -237,9 +237,10 @@ def test_update_bias_by_hand() -> None:
     # Task 0: mean (8 + 2 + 2) / 3 = 4. Task 1: one expert is its own mean. Task 2: mean 3, even.
     load = torch.tensor([8, 2, 2, 7, 3, 3])
     gate.update_bias(load, (3, 1, 2), 0.25)
-    assert gate.selection_bias.tolist() == [-0.25, 0.25, 0.25, 0.0, 0.0, 0.0]
+    # -1/4, 1/4, 1/4, less their mean 1/12: a third of -1, and a sixth. An added expert has 0.
+    assert gate.selection_bias.tolist() == pytest.approx([-1 / 3, 1 / 6, 1 / 6, 0.0, 0.0, 0.0])
     gate.update_bias(load.float(), (3, 1, 2), 0.5)
-    assert gate.selection_bias.tolist() == [-0.75, 0.75, 0.75, 0.0, 0.0, 0.0]
+    assert gate.selection_bias.tolist() == pytest.approx([-1.0, 0.5, 0.5, 0.0, 0.0, 0.0])
     assert "selection_bias" in gate.state_dict()
     assert not gate.selection_bias.requires_grad
 

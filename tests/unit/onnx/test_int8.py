@@ -30,13 +30,12 @@ def test_answers_are_near_and_the_file_is_small(
 
 
 def test_matrices_of_encoder_and_trunks_are_rounded_and_nothing_else(parts: Parts) -> None:
-    # Two layers, each with its three projections, their output, and two of the feed-forward
+    # Two layers, each with its projections as one, their output, and two of the feed-forward
     # block; a trunk has the same.
     for part, layers in [(parts.encoder, 2), *((e.model, 1) for e in parts.experts)]:
         own = copy.deepcopy(part)
         round_products(own, parts.dim**2)
-        assert len(kernels(own)) == 6 * layers
-        # q, k and v read the same tensor, which is rounded once.
+        assert len(kernels(own)) == 4 * layers
         assert [n.op_type for n in own.graph.node].count("DynamicQuantizeLinear") == 4 * layers
         # A head decides.
         assert part is parts.encoder or {"Gemm", "MatMul"} & {n.op_type for n in own.graph.node}
@@ -46,7 +45,7 @@ def test_what_is_kept_stays_as_it_was(parts: Parts) -> None:
     kept = "transformer.layer.1.ffn.lin2"
     own = copy.deepcopy(parts.encoder)
     round_products(own, parts.dim**2, {kept})
-    assert len(kernels(own)) == 6 * 2 - 1
+    assert len(kernels(own)) == 4 * 2 - 1
     (left,) = products(own, parts.dim**2)
     assert left.name == kept
     np.testing.assert_array_equal(weights(own)[left.weight], weights(parts.encoder)[left.weight])

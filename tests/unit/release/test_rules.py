@@ -10,9 +10,10 @@ import pytest
 
 from moe.bootstrap import Interval, paired_interval, ratio
 from moe.data.augment import PERTURBATIONS, misspell
+from moe.metrics import calibration_error
 from moe.release.expect import failures
 from moe.release.rules import Measured, judge
-from moe.release.scores import Gold, expert_of, routing_metrics, task_metrics
+from moe.release.scores import Gold, calibration, expert_of, routing_metrics, task_metrics
 from moe.release.suite import JudgedTask, Rule, Suite, load_suite
 from moe.types import InputError
 
@@ -106,31 +107,41 @@ def test_routing_rows_and_the_expert_that_answered() -> None:
 def test_a_ratio_of_medians_has_an_interval() -> None:
     theirs = np.arange(1.0, 102.0)
     found = paired_interval(2 * theirs, theirs, compare=ratio, draws=100,
-                            statistic=lambda rows: float(np.median(rows)))
+                            statistic=lambda rows: np.median(rows, axis=1))
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
 
 
 def test_a_high_confidence_has_draws_beyond_its_ends() -> None:
-    # Of 10,000 rows, 100 differ by 1 from 0: the mean is 0.01, its standard error 0.000995, and an
+    # Of 400 rows, 200 differ by 1 from 0: the mean is 0.5, its standard error 0.025, and an
     # interval of 99.94 % reaches 3.43 of them to each side. 100 draws would give their extremes.
-    ours, theirs = np.zeros(10_000), np.zeros(10_000)
-    ours[:100] = 1
+    ours, theirs = np.zeros(400), np.zeros(400)
+    ours[:200] = 1
     found = paired_interval(ours, theirs, draws=100, confidence=0.9994)
-    assert found.low == pytest.approx(0.01 - 3.43 * 0.000995, abs=5e-4)
-    assert found.high == pytest.approx(0.01 + 3.43 * 0.000995, abs=5e-4)
+    assert found.low == pytest.approx(0.5 - 3.43 * 0.025, abs=0.01)
+    assert found.high == pytest.approx(0.5 + 3.43 * 0.025, abs=0.01)
 
 
-def test_intervals_of_a_mean_are_those_of_any_statistic() -> None:
-    chance = np.random.default_rng(3)
-    rows = chance.random((2, 50))
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(3).random((2, 50))
     at_once = paired_interval(*rows, draws=1500, seed=1)
-    one_by_one = paired_interval(*rows, draws=1500, seed=1, statistic=lambda found: found.mean())
-    assert at_once.low == pytest.approx(one_by_one.low, abs=1e-12)
-    assert at_once.high == pytest.approx(one_by_one.high, abs=1e-12)
+    monkeypatch.setattr("moe.bootstrap.AT_ONCE", 700)
+    assert paired_interval(*rows, draws=1500, seed=1) == at_once
+
+
+def test_the_calibration_of_a_draw_is_that_of_its_rows() -> None:
+    chance = np.random.default_rng(0)
+    confidence_DN = chance.random((3, 200))
+    confidence_DN[:, :5] = 1.0
+    right_DN = chance.random((3, 200)) < confidence_DN
+    expected = [100 * calibration_error(c, r) for c, r in zip(confidence_DN, right_DN, strict=True)]
+    rows_DN2 = np.stack([confidence_DN, right_DN], -1)
+    assert calibration(rows_DN2) == pytest.approx(expected, abs=1e-3)
+    unknown_DN2 = np.concatenate([rows_DN2, np.full((3, 7, 2), np.nan)], 1)
+    assert calibration(unknown_DN2) == pytest.approx(expected, abs=1e-3)
 
 
 def test_rules_that_pass_when_unsure_share_the_confidence() -> None:
-    # Of ten metrics, three have a limit on a change and pass when unsure, counting the expert's.
+    # Of eight metrics, three have a limit on a change and pass when unsure, counting the expert's.
     suite = Suite(
         tasks={"t": JudgedTask(type="classifier", rows="x.csv")},
         perturbations=[],
@@ -177,7 +188,7 @@ def test_what_an_answer_lacks(expect: dict[str, Any], wrong: list[str]) -> None:
     ({"rules": {"*": {"max_ratio": 0.5}}}, "max_ratio must be at least 1, got 0.5"),
     ({"perturbations": ["shouting"]}, "no such kind 'shouting', known: ['lower',"),
     ({"rows": 0}, "rows must be at least 1, got 0"),
-    ({"confidence": 2.0}, r"in [0.5, 0.9999], got 2.0"),
+    ({"confidence": 2.0}, r"in [0.5, 0.99], got 2.0"),
     ({"tasks": {}}, "at least one task"),
     ({"row": 3}, "row"),
 ])  # fmt: skip
