@@ -218,7 +218,7 @@ def _read_masks(attention_mask: Tensor, context_mask: Tensor, kind: Pooling) -> 
 def _means(hidden_BLD: Tensor, masks_BML: Tensor) -> Tensor:
     """The means (B, MD) over the tokens of each mask, side by side."""
     weights_BML = masks_BML.to(hidden_BLD.dtype)
-    means_BMD = (weights_BML @ hidden_BLD) / weights_BML.sum(-1, keepdim=True)
+    means_BMD = torch.bmm(weights_BML, hidden_BLD) / weights_BML.sum(-1, keepdim=True)
     return means_BMD.flatten(1)
 
 
