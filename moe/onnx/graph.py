@@ -86,7 +86,7 @@ class _Piece:
 def join(parts: Parts) -> ModelProto:
     """The graph that `INTERFACE` describes, checked."""
     inputs, defaults = _inputs(parts.dim, len(parts.experts))
-    pieces = [_shared(len(parts.experts)), _encoder(parts.encoder), _gate(parts.gate)]
+    pieces = [_shared(parts.experts), _encoder(parts.encoder), _gate(parts.gate)]
     pieces += [_expert(part, column) for column, part in enumerate(parts.experts)]
     graph = helper.make_graph(
         [node for piece in pieces for node in piece.nodes],
@@ -139,18 +139,28 @@ def _opsets(models: Sequence[ModelProto]) -> list[onnx.OperatorSetIdProto]:
     return [helper.make_opsetid(domain, version) for domain, version in sorted(versions)]
 
 
-def _shared(num_experts: int) -> _Piece:
-    """Masks, sizes, and which experts run on which rows."""
+def _shared(experts: Sequence[ExpertPart]) -> _Piece:
+    """Masks, sizes, and which experts run."""
     nodes = [
         _node("Cast", ["attention_mask"], "attention", to=TensorProto.BOOL),
         _node("Cast", ["context_mask"], "context", to=TensorProto.BOOL),
         _node("Shape", ["input_ids"], "size"),
         _node("Shape", ["input_ids"], "rows", start=0, end=1),
-        _node("Concat", ["rows", "experts"], "chosen_shape", axis=0),
-        _node("Expand", ["chosen", "chosen_shape"], "chosen_all"),
+        _node("Cast", ["chosen"], "chosen/numbers", to=TensorProto.INT32),
+        _node("ReduceMax", ["chosen/numbers", "zero"], "chosen/most", keepdims=0),
+        _node("Cast", ["chosen/most"], "chosen/any", to=TensorProto.BOOL),
+        helper.make_node(
+            "Split",
+            ["chosen/any"],
+            [f"{part.name}/any" for part in experts],
+            name="chosen/Split",
+            axis=0,
+            num_outputs=len(experts),
+        ),
     ]
-    constants = [_ints("experts", [num_experts]), _ints("minus_one", [-1]), _ints("one", [1])]
-    return _Piece(nodes=nodes, constants=[*constants, _ints("zero", [0]), _scalar("none", 0)])
+    return _Piece(
+        nodes=nodes, constants=[_ints("minus_one", [-1]), _ints("zero", [0]), _ints("one", [1])]
+    )
 
 
 def _encoder(encoder: ModelProto) -> _Piece:
@@ -180,31 +190,34 @@ def _gate(gate: ModelProto) -> _Piece:
 
 
 def _expert(part: ExpertPart, column: int) -> _Piece:
-    """The expert's logits on the rows that chose it, 0 in the others."""
+    """The expert's logits on the rows that chose it, 0 in the others.
+
+    All that is for one expert is in its branches: what runs whoever is chosen is paid by every
+    short request, once for each expert.
+    """
     own = f"{part.name}/"
     inner = own + "inner/"
     inside = _placed(part.model, inner, own_inputs=True)
-    rows, shape = own + "rows", own + "shape"
-    sizes = "size" if part.per_token else "rows"
-    before = [
-        _node("Gather", ["chosen_all", own + "column"], own + "chosen", axis=1),
-        _node("NonZero", [own + "chosen"], own + "found"),
-        _node("Reshape", [own + "found", "minus_one"], rows),
-        _node("Size", [rows], own + "count"),
-        _node("Greater", [own + "count", "none"], own + "any"),
-        _node("Concat", [sizes, own + "classes"], shape, axis=0),
-    ]
+    rows, sizes = own + "rows", "size" if part.per_token else "rows"
     constants = [_scalar(own + "column", column), _ints(own + "classes", [part.num_classes])]
     used = {name for node in inside.node for name in node.input}
     tensors = [name for name in ("hidden", "attention", "context") if inner + name in used]
     nodes = [
+        _node("Gather", ["chosen", own + "column"], own + "chosen", axis=1),
+        _node("Expand", [own + "chosen", "rows"], own + "chosen_all"),
+        _node("NonZero", [own + "chosen_all"], own + "found"),
+        _node("Reshape", [own + "found", "minus_one"], rows),
         *(_node("Gather", [name, rows], inner + name) for name in tensors),
         *inside.node,
-        _node("ConstantOfShape", [shape], own + "empty"),
+        _node("Concat", [sizes, own + "classes"], own + "shape", axis=0),
+        _node("ConstantOfShape", [own + "shape"], own + "empty"),
         _node("Unsqueeze", [rows, "one"], own + "places"),
         _node("ScatterND", [own + "empty", own + "places", inside.output[0].name], own + "filled"),
     ]
-    idle = [_node("ConstantOfShape", [shape], own + "idle")]
+    idle = [
+        _node("Concat", [sizes, own + "classes"], own + "idle_shape", axis=0),
+        _node("ConstantOfShape", [own + "idle_shape"], own + "idle"),
+    ]
     choice = _node(
         "If",
         [own + "any"],
@@ -212,7 +225,7 @@ def _expert(part: ExpertPart, column: int) -> _Piece:
         then_branch=_branch(own + "run", nodes, own + "filled", inside.initializer),
         else_branch=_branch(own + "wait", idle, own + "idle"),
     )
-    return _Piece(nodes=[*before, choice], constants=constants)
+    return _Piece(nodes=[choice], constants=constants)
 
 
 def _placed(model: ModelProto, prefix: str, *, own_inputs: bool = False) -> GraphProto:
