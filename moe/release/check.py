@@ -152,8 +152,9 @@ def _measured(
     suite: Suite,
     rows: SuiteRows,
 ) -> list[Measured]:
-    found = compare(ours, theirs, suite, candidate.experts)
-    found += compare_experts(ours, theirs, rows, suite, candidate.experts)
+    family = suite.family(candidate.experts)
+    found = compare(ours, theirs, suite, family)
+    found += compare_experts(ours, theirs, rows, suite, family)
     if suite.latency is not None:
-        found += measure_latency(candidate, baseline, rows, suite.latency, suite)
+        found += measure_latency(candidate, baseline, rows, suite.latency, suite, family)
     return [*found, measure_size(candidate, baseline)]

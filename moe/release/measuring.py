@@ -83,18 +83,24 @@ def _add(
 
 
 def compare(
-    candidate: SideMetrics, baseline: SideMetrics | None, suite: Suite, experts: Sequence[str]
+    candidate: SideMetrics, baseline: SideMetrics | None, suite: Suite, family: int
 ) -> list[Measured]:
-    """Every metric of the candidate, which has `experts`, beside the baseline's if there is one."""
+    """Every metric of the candidate, beside the baseline's if there is one.
+
+    Args:
+        candidate, baseline: What they were measured to be.
+        suite: How intervals are made.
+        family: `Suite.family` of the candidate.
+    """
     found = []
     for name, ours in candidate.metrics.items():
         theirs = None if baseline is None else baseline.metrics.get(name)
-        found.append(_measured(name, ours, theirs, suite, experts))
+        found.append(_measured(name, ours, theirs, suite, family))
     return found
 
 
 def _measured(
-    name: str, ours: Metric, theirs: Metric | None, suite: Suite, experts: Sequence[str]
+    name: str, ours: Metric, theirs: Metric | None, suite: Suite, family: int
 ) -> Measured:
     change = None
     if theirs is not None:
@@ -102,7 +108,7 @@ def _measured(
             ours.rows_N,
             theirs.rows_N,
             statistic=ours.statistic,
-            confidence=suite.confidence_of(name, experts),
+            confidence=suite.confidence_of(name, family),
             draws=suite.draws,
             seed=suite.seed,
         )
@@ -120,7 +126,7 @@ def compare_experts(
     baseline: SideMetrics | None,
     rows: SuiteRows,
     suite: Suite,
-    experts: Sequence[str],
+    family: int,
 ) -> list[Measured]:
     """By expert of the candidate: the scores of the rows that it answered, on both sides.
 
@@ -139,12 +145,17 @@ def compare_experts(
             if mine.sum() >= MIN_EXPERT_ROWS:
                 theirs = None if theirs_N is None else Metric(rows_N=theirs_N[mine])
                 metric = Metric(rows_N=ours_N[mine])
-                found.append(_measured(f"expert/{name}", metric, theirs, suite, experts))
+                found.append(_measured(f"expert/{name}", metric, theirs, suite, family))
     return found
 
 
 def measure_latency(
-    candidate: Side, baseline: Side | None, rows: SuiteRows, latency: Latency, suite: Suite
+    candidate: Side,
+    baseline: Side | None,
+    rows: SuiteRows,
+    latency: Latency,
+    suite: Suite,
+    family: int,
 ) -> list[Measured]:
     """Milliseconds of single requests, each asked of both sides in turn."""
     gold = [row for rows_of in rows.tasks.values() for row in rows_of]
@@ -160,14 +171,12 @@ def measure_latency(
                 took = 1e3 * (time.perf_counter() - start)
                 times_SN[number, row] = min(times_SN[number, row], took)
     return [
-        _timed("latency/median_ms", times_SN, 0.5, suite, candidate.experts),
-        _timed("latency/p95_ms", times_SN, 0.95, suite, candidate.experts),
+        _timed("latency/median_ms", times_SN, 0.5, suite, family),
+        _timed("latency/p95_ms", times_SN, 0.95, suite, family),
     ]
 
 
-def _timed(
-    name: str, times_SN: Floats, quantile: float, suite: Suite, experts: Sequence[str]
-) -> Measured:
+def _timed(name: str, times_SN: Floats, quantile: float, suite: Suite, family: int) -> Measured:
     def statistic(rows_DN: Floats) -> Floats:
         return np.quantile(rows_DN, quantile, axis=1)
 
@@ -178,7 +187,7 @@ def _timed(
             times_SN[1],
             statistic=statistic,
             compare=ratio,
-            confidence=suite.confidence_of(name, experts),
+            confidence=suite.confidence_of(name, family),
             draws=suite.draws,
             seed=suite.seed,
         )

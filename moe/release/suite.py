@@ -200,11 +200,14 @@ class Suite:
         """The first rule whose pattern fits a metric."""
         return next((r for name, r in self.rules.items() if fnmatchcase(metric, name)), None)
 
-    def confidence_of(self, metric: str, experts: Sequence[str]) -> float:
-        """Confidence of a metric's interval, for a candidate with these experts."""
+    def family(self, experts: Sequence[str]) -> int:
+        """How many metrics share the confidence, for a candidate with these experts."""
+        return sum(_refuses_by_proof(self.rule(name)) for name in self.metrics(experts))
+
+    def confidence_of(self, metric: str, family: int) -> float:
+        """Confidence of a metric's interval, where `family` metrics share it."""
         if not _refuses_by_proof(self.rule(metric)):
             return self.confidence
-        family = sum(_refuses_by_proof(self.rule(name)) for name in self.metrics(experts))
         return 1 - (1 - self.confidence) / family
 
     def check_rules(self, experts: Sequence[str]) -> None:

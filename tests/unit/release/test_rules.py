@@ -153,7 +153,7 @@ def test_rules_that_pass_when_unsure_share_the_confidence() -> None:
             "latency/median_ms": Rule(max_ratio=2, when_unsure="pass"),
         },
     )
-    one, two = ("t-0",), ("t-0", "t-1")
+    one, two = suite.family(("t-0",)), suite.family(("t-0", "t-1"))
     assert suite.confidence_of("t/accuracy", one) == pytest.approx(1 - 0.05 / 3)
     assert suite.confidence_of("expert/t-1", two) == pytest.approx(1 - 0.05 / 4)
     for alone in ("t/ece", "t/routing_accuracy", "size/bytes"):
