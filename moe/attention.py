@@ -62,7 +62,7 @@ def attend(
         dropout: Probability of dropout on attention weights.
     """
     query_BHLd, key_BHLd, value_BHLd = (
-        tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        tensor.view(*tensor.shape[:2], num_heads, -1).transpose(1, 2)
         for tensor in (query_BLD, key_BLD, value_BLD)
     )
     with sdpa_kernel(_KERNELS) if query_BLD.is_cuda else nullcontext():

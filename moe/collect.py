@@ -121,7 +121,7 @@ def collect(model: Mixture, table: TaskTable | RoutingTable, requests: RequestBa
     allowed_NT = model.answerable(batch)[first]
     learned = route(
         output.routing.logits_BE[first],
-        model.task_sizes,
+        model.task_experts_TE,
         allowed_BT=allowed_NT,
         top_k=model.top_k,
         selection_bias_E=model.gate.expert_bias,

@@ -41,8 +41,9 @@ def dispatch_together(choices: Sequence[Tensor]) -> list[list[Assignment]]:
 
     How many rows an expert has must be known here to split them: a GPU is waited for once.
     """
-    found = torch.cat(list(choices)).cpu().split([len(chosen_BE) for chosen_BE in choices])
-    return [_assignments(chosen_BE, choices[0].device) for chosen_BE in found]
+    together = choices[0] if len(choices) == 1 else torch.cat(list(choices))
+    found = together.cpu().split([len(chosen_BE) for chosen_BE in choices])
+    return [_assignments(chosen_BE, together.device) for chosen_BE in found]
 
 
 def _assignments(chosen_BE: Tensor, device: torch.device) -> list[Assignment]:

@@ -167,7 +167,7 @@ def _gate_health(
 
 def _balance(task: int, said: Answers, specs: Sequence[TaskSpec]) -> float:
     """`switch_balance` of one task over its evaluation rows."""
-    matrix_TE = task_experts_matrix(tuple(specs))
+    matrix_TE = task_experts_matrix([spec.num_experts for spec in specs])
     mine_E = matrix_TE[task].numpy()
     g_NE = said.probabilities_NE * mine_E
     shares_E = (g_NE / np.maximum(g_NE.sum(1, keepdims=True), 1e-30)).sum(0)

@@ -7,6 +7,7 @@ experts, T tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe.gate_brick import RIGHT_OF_WAY, GateBrick
-from moe.types import ExpertSpec, Routing, TaskSpec
+from moe.types import ExpertSpec, Routing
 
 
 class CosineScores(nn.Module):
@@ -151,7 +152,9 @@ class Gate(nn.Module):
             early_BP: Means of the encoder's first layers, which bricks read.
         """
         # A softmax over close scores loses the order of experts in bfloat16's 8 bits.
-        with torch.autocast(pooled_BD.device.type, enabled=False):
+        device_type = pooled_BD.device.type
+        is_mixed = torch.is_autocast_enabled(device_type)
+        with torch.autocast(device_type, enabled=False) if is_mixed else nullcontext():
             early_BP = None if early_BP is None else early_BP.float()
             logits_BE = self.logits(pooled_BD.float(), early_BP)
             if self.training and self.noise > 0:
@@ -177,10 +180,10 @@ class Gate(nn.Module):
             bias -= bias.mean()  # an expert that is added later starts at 0
 
 
-def task_experts_matrix(tasks: tuple[TaskSpec, ...]) -> Tensor:
-    """(T, E) bool: which experts belong to which task. Experts are numbered task by task."""
-    owner_E = torch.tensor([t for t, task in enumerate(tasks) for _ in range(task.num_experts)])
-    return owner_E[None, :] == torch.arange(len(tasks))[:, None]
+def task_experts_matrix(task_sizes: Sequence[int]) -> Tensor:
+    """(T, E) bool: which experts belong to which task, numbered task by task, so many each."""
+    owner_E = torch.tensor([task for task, size in enumerate(task_sizes) for _ in range(size)])
+    return owner_E[None, :] == torch.arange(len(task_sizes))[:, None]
 
 
 def mean_per_request(values_BX: Tensor, request_ids: Tensor) -> Tensor:
@@ -200,59 +203,63 @@ def mean_per_request(values_BX: Tensor, request_ids: Tensor) -> Tensor:
 
 
 def choose_tasks(
-    task_mass_BT: Tensor, allowed_BT: Tensor, multi_task_threshold: float | None
+    task_mass_BT: Tensor, allowed_BT: Tensor | None, multi_task_threshold: float | None
 ) -> Tensor:
     """(B, T) bool: the allowed task with the largest mass and, with a threshold, those above it.
 
     Args:
         task_mass_BT: G_t, float32.
-        allowed_BT: True at tasks that could answer, at least one per row.
+        allowed_BT: True at tasks that could answer, at least one per row; None is all.
         multi_task_threshold: In (0, 1), or None for exactly one task.
     """
-    mass_BT = task_mass_BT.masked_fill(~allowed_BT, -1.0)
-    best_B1 = mass_BT.argmax(-1, keepdim=True)
-    # Not `one_hot`, which waits for a GPU to look at the numbers.
-    tasks_BT = torch.zeros_like(mass_BT, dtype=torch.bool).scatter(1, best_B1, True)
+    if allowed_BT is not None:
+        task_mass_BT = task_mass_BT.where(allowed_BT, -1.0)
+    tasks_BT = _is_best(task_mass_BT, 1)
     if multi_task_threshold is not None:
-        tasks_BT = tasks_BT | (mass_BT > multi_task_threshold)
+        tasks_BT = tasks_BT | (task_mass_BT > multi_task_threshold)
     return tasks_BT
 
 
 def choose_experts(
-    scores_BE: Tensor, tasks_BT: Tensor, task_sizes: Sequence[int], top_k: int
+    scores_BE: Tensor, tasks_BT: Tensor, task_experts_TE: Tensor, top_k: int
 ) -> Tensor:
     """(B, E) bool: the `top_k` best experts inside each chosen task (all, where it has fewer).
 
     Args:
         scores_BE: What to rank by.
         tasks_BT: (B, T) bool.
-        task_sizes: Number of experts of each task; experts are numbered task by task.
+        task_experts_TE: (T, E) bool: which experts belong to which task.
         top_k: At least 1.
     """
-    blocks = []
-    for task, scores in enumerate(scores_BE.split(list(task_sizes), -1)):
-        is_chosen_B1 = tasks_BT[:, task, None]
-        if scores.shape[-1] <= top_k:
-            blocks.append(is_chosen_B1.expand_as(scores))
-            continue
-        best = scores.topk(top_k, dim=-1).indices
-        nothing = torch.zeros_like(scores, dtype=torch.bool)
-        blocks.append(nothing.scatter(1, best, is_chosen_B1.expand_as(best)))
-    return torch.cat(blocks, dim=-1)
+    scores_BTE = scores_BE.unsqueeze(1).where(task_experts_TE, -torch.inf)
+    chosen_BTE = _is_best(scores_BTE, top_k) & tasks_BT.unsqueeze(2)
+    if top_k > 1:  # a task with fewer has chosen others' experts, too
+        chosen_BTE = chosen_BTE & task_experts_TE
+    return chosen_BTE.any(1)
 
 
-def log_weights(log_g_BE: Tensor, chosen_BE: Tensor, task_sizes: Sequence[int]) -> Tensor:
+def _is_best(values: Tensor, count: int) -> Tensor:
+    """(..., N) bool: True at the `count` largest of the last dimension, at one of equal ones."""
+    size = values.shape[-1]
+    if count == 1:
+        # Not `one_hot`, which waits for a GPU to look at the numbers.
+        return values.argmax(-1, keepdim=True) == torch.arange(size, device=values.device)
+    best = values.topk(min(count, size), -1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter(-1, best, True)
+
+
+def log_weights(log_g_BE: Tensor, chosen_BE: Tensor, task_experts_TE: Tensor) -> Tensor:
     """log w (B, E): log g renormalised over the chosen experts of each task, -inf elsewhere."""
+    chosen_BTE = chosen_BE.unsqueeze(1) & task_experts_TE
     # Not -inf: the gradient of a logsumexp over nothing but -inf is NaN.
-    left_out_BE = ~chosen_BE
-    masked_BE = log_g_BE.masked_fill(left_out_BE, torch.finfo(log_g_BE.dtype).min)
-    blocks = [b.log_softmax(-1) for b in masked_BE.split(list(task_sizes), -1)]
-    return torch.cat(blocks, dim=-1).masked_fill(left_out_BE, -torch.inf)
+    lowest = torch.finfo(log_g_BE.dtype).min
+    within_BTE = log_g_BE.unsqueeze(1).where(chosen_BTE, lowest).log_softmax(-1)
+    return within_BTE.where(chosen_BTE, 0.0).sum(1).where(chosen_BE, -torch.inf)
 
 
 def route(
     logits_BE: Tensor,
-    task_sizes: Sequence[int],
+    task_experts_TE: Tensor,
     *,
     tasks_BT: Tensor | None = None,
     allowed_BT: Tensor | None = None,
@@ -263,11 +270,12 @@ def route(
     """From gate logits to a decision, the same in training and at inference.
 
     `g = softmax(logits)`, `G_t = sum_{e in E_t} g_e`; tasks are given or chosen by G_t, experts
-    within a task by their logits; `w = g` renormalised over the chosen experts of a task.
+    within a task by their logits; `w = g` renormalised over the chosen experts of a task. All
+    tasks at once, in few operators: they cost more than the numbers in them.
 
     Args:
         logits_BE: (B, E) float32.
-        task_sizes: Number of experts of each task.
+        task_experts_TE: (T, E) bool: which experts belong to which task.
         tasks_BT: (B, T) bool, the tasks where they are known; None lets the gate choose.
         allowed_BT: (B, T) bool, the tasks the gate may choose; None is all.
         top_k: Experts per chosen task.
@@ -276,19 +284,20 @@ def route(
     """
     log_g_BE = logits_BE.log_softmax(-1)
     probabilities_BE = log_g_BE.exp()
-    blocks = probabilities_BE.split(list(task_sizes), -1)
-    task_mass_BT = torch.stack([block.sum(-1) for block in blocks], dim=-1)
+    task_mass_BT = (probabilities_BE.unsqueeze(1) * task_experts_TE).sum(-1)
     if tasks_BT is None:
-        if allowed_BT is None:
-            allowed_BT = torch.ones_like(task_mass_BT, dtype=torch.bool)
         tasks_BT = choose_tasks(task_mass_BT, allowed_BT, multi_task_threshold)
     scores_BE = logits_BE if selection_bias_E is None else logits_BE + selection_bias_E
-    chosen_BE = choose_experts(scores_BE.detach(), tasks_BT, task_sizes, top_k)
+    chosen_BE = choose_experts(scores_BE.detach(), tasks_BT, task_experts_TE, top_k)
     return Routing(
         logits_BE=logits_BE,
         probabilities_BE=probabilities_BE,
         task_mass_BT=task_mass_BT,
         tasks_BT=tasks_BT,
         chosen_BE=chosen_BE,
-        log_weights_BE=log_weights(log_g_BE, chosen_BE, task_sizes),
+        log_weights_BE=(
+            torch.zeros_like(log_g_BE).where(chosen_BE, -torch.inf)  # one alone has it all
+            if top_k == 1
+            else log_weights(log_g_BE, chosen_BE, task_experts_TE)
+        ),
     )

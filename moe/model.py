@@ -96,7 +96,7 @@ class Mixture(nn.Module):
         self.train_top_k = 2 if train_top_k is None else train_top_k
         self.multi_task_threshold = multi_task_threshold
         self.routing_reaches_encoder = routing_reaches_encoder
-        matrix_TE = task_experts_matrix(self.tasks)
+        matrix_TE = task_experts_matrix(self.task_sizes)
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
         needs_context_T = torch.tensor([task.needs_context for task in tasks])
         self.register_buffer("needs_context_T", needs_context_T, persistent=False)
@@ -201,7 +201,7 @@ class Mixture(nn.Module):
             allowed_BT = self.answerable(batch)
         return route(
             logits_BE,
-            self.task_sizes,
+            self.task_experts_TE,
             tasks_BT=tasks_BT,
             allowed_BT=allowed_BT,
             top_k=self.train_top_k if self.training else self.top_k,
@@ -222,7 +222,7 @@ class Mixture(nn.Module):
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""
         scores_BE = routing.logits_BE.detach() + self.gate.expert_bias
-        return choose_experts(scores_BE, routing.tasks_BT, self.task_sizes, self.top_k)
+        return choose_experts(scores_BE, routing.tasks_BT, self.task_experts_TE, self.top_k)
 
     def own_tasks(self, batch: Batch) -> Tensor:
         """(B, T) bool: the task of each row, from `batch.task_ids`; nothing where it is -1."""

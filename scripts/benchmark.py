@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved pairs per case")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of both sides")
     parser.add_argument("--ckpt", help="a trained model; one is built without it")
-    parser.add_argument("--data.root", dest="root", help="train: folder of configs/local.yaml")
+    parser.add_argument("--data.root", dest="root", help="train, offline: folder of its data")
     parser.add_argument("--json", type=output_file, metavar="OUT.json", help="file for the numbers")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

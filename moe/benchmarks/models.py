@@ -6,13 +6,14 @@ Dimensions: B rows, L tokens.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     DistilBertConfig,
@@ -149,17 +150,27 @@ class Graph:
     Attributes:
         graph: The graph.
         expert: By task the column of its first expert.
+        alone: Tasks with one expert, which runs with the encoder: the others wait for the gate.
     """
 
     graph: OnnxGraph
     expert: dict[str, int]
+    alone: frozenset[str]
 
     def ask(self, rows: PaddedWindows, *tasks: str) -> None:
         """Encoder, gate, and the first expert of each task on all rows."""
-        encoded = self.graph.encode(rows)
-        chosen_BE = np.zeros(encoded.gate_logits_BE.shape, dtype=bool)
+        known, others = (
+            self._chosen(rows, [task for task in tasks if (task in self.alone) == is_alone])
+            for is_alone in (True, False)
+        )
+        encoded = self.graph.encode(rows, known)
+        if others.any():
+            self.graph.run_experts(encoded, others)
+
+    def _chosen(self, rows: PaddedWindows, tasks: Sequence[str]) -> NDArray[np.bool_]:
+        chosen_BE = np.zeros((len(rows.input_ids), len(self.graph.expert_names)), dtype=bool)
         chosen_BE[:, [self.expert[task] for task in tasks]] = True
-        self.graph.run_experts(encoded, chosen_BE)
+        return chosen_BE
 
 
 def graph_of(bundle: Bundle, threads: int, precision: str = "int8") -> Graph:
@@ -173,7 +184,8 @@ def graph_of(bundle: Bundle, threads: int, precision: str = "int8") -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         write(bundle, Path(folder), int8=precision == "int8", checked=False)
         graph = OnnxGraph(Path(folder, FILES[precision]), threads)
-    return Graph(graph=graph, expert=columns)
+    alone = frozenset(task.name for task in bundle.model.tasks if task.num_experts == 1)
+    return Graph(graph=graph, expert=columns, alone=alone)
 
 
 # --- Hugging Face's models --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from moe.benchmarks.latency import FASTER, shape_of
 from moe.benchmarks.models import bundle_of, library_tokenizer, same_classifier
 from moe.benchmarks.pairs import Benchmark, Case, Options, seconds_per_call
 from moe.checkpoint import Bundle
+from moe.data.prepare import read_task
 from moe.data.sources import read_source
 from moe.onnx.bundle import Precision
 from moe.onnx.export import write
@@ -38,6 +39,19 @@ def mixed_texts(count: int) -> list[str]:
     columns = (reviews, passages, intents)
     texts = [columns[i % 3][i // 3 % len(columns[i % 3])] for i in range(count)]
     return [texts[i] for i in np.random.default_rng(0).permutation(count)]
+
+
+def own_texts(bundle: Bundle, task: str, root: str, count: int) -> list[str]:
+    """Validation texts of a task in random order, of all lengths that it has.
+
+    Args:
+        bundle: Its config says where they are.
+        task: A classifier.
+        root: Folder of relative files.
+        count: At most so many.
+    """
+    rows = read_task(task, bundle.config.tasks[task], root, seed=0).validation
+    return [rows[row].text for row in np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
 def classifier_task(bundle: Bundle) -> str:
@@ -87,7 +101,8 @@ def offline(options: Options) -> Iterator[Case]:
     """One classifier of our model in ONNX Runtime against the same function in a plain loop."""
     bundle = bundle_of(options.checkpoint, shape_of(options))
     task = classifier_task(bundle)
-    texts = mixed_texts(24 if options.quick else TEXTS)
+    count = 24 if options.quick else TEXTS
+    texts = own_texts(bundle, task, options.data, count) if options.data else mixed_texts(count)
     baseline = partial(plain_loop, bundle, task, texts)
     expected = baseline()
     with tempfile.TemporaryDirectory() as folder:
@@ -109,8 +124,9 @@ def offline(options: Options) -> Iterator[Case]:
 
 
 OFFLINE = Benchmark(
-    about="one classifier over 512 unsorted texts of mixed length, ONNX Runtime, against the same "
-    "function as a Hugging Face model in a loop over batches of 32; tokenizing included",
+    about="one classifier over 512 unsorted texts of mixed length (with --data.root its own "
+    "validation texts, else packaged ones of all tasks), ONNX Runtime, against the same function "
+    "as a Hugging Face model in a loop over batches of 32; tokenizing included",
     cases=offline,
     unit="s",
     ratio="baseline / ours",

@@ -44,7 +44,8 @@ class Options:
         rounds: Pairs of measurements per case.
         threads: Of both sides.
         checkpoint: Of a trained model; None builds one in the shape of `configs/local.yaml`.
-        data: Folder of the files of `configs/local.yaml`; None takes the packaged samples.
+        data: Folder of the files of `configs/local.yaml`, for `train` and `offline`; None takes the
+            packaged samples.
         script: That runs one side in a process of its own.
         quick: A tiny form, for tests: says nothing about speed.
     """

@@ -44,10 +44,10 @@ class Classifier(Expert):
 
     def forward(self, hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor) -> Tensor:
         """Logits (B, C); the context is read like any other text."""
-        hidden_BLD = self.trunk(hidden_BLD, attention_mask)
         if self.pooling == "first":
-            pooled_BD = hidden_BLD[:, 0]
+            pooled_BD = self.trunk(hidden_BLD, attention_mask, 1)[:, 0]
         else:
+            hidden_BLD = self.trunk(hidden_BLD, attention_mask)
             weights_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)
             pooled_BD = (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
         features_BD = F.relu(self.pre_classifier(pooled_BD))

@@ -27,15 +27,25 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=1e-12)
 
-    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
-        query, key, value = (linear(hidden_BLD) for linear in (self.query, self.key, self.value))
+    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor, count: int | None) -> Tensor:
+        """(B, M, D), what the first M = `count` tokens gather of all; None is M = L.
+
+        Args:
+            hidden_BLD: Token states.
+            attention_mask: (B, L) bool, hides padding.
+            count: M.
+        """
+        asking_BMD = hidden_BLD if count is None else hidden_BLD[:, :count]
         # No dropout on attention weights: it takes the CPU off the fused kernel.
-        bias_B11L = padding_bias(attention_mask, hidden_BLD)
-        mixed_BLD = attend(query, key, value, bias_B11L, num_heads=self.num_heads)
-        output_BLD = self.output(mixed_BLD)
-        normed_BLD: Tensor = self.norm(self.dropout(output_BLD) + hidden_BLD)
-        return normed_BLD
+        mixed_BMD = attend(
+            self.query(asking_BMD),
+            self.key(hidden_BLD),
+            self.value(hidden_BLD),
+            padding_bias(attention_mask, hidden_BLD),
+            num_heads=self.num_heads,
+        )
+        normed_BMD: Tensor = self.norm(self.dropout(self.output(mixed_BMD)) + asking_BMD)
+        return normed_BMD
 
 
 class FeedForward(nn.Module):
@@ -85,10 +95,22 @@ class Trunk(nn.Module):
             None if kind == "none" else FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
         )
 
-    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L, D) from `hidden_BLD`; `attention_mask` (B, L) bool hides padding."""
+    def forward(
+        self, hidden_BLD: Tensor, attention_mask: Tensor, count: int | None = None
+    ) -> Tensor:
+        """(B, M, D): states of the first M = `count` tokens; None is all, M = L.
+
+        The same numbers for fewer tokens: what nobody reads is not computed.
+
+        Args:
+            hidden_BLD: Token states.
+            attention_mask: (B, L) bool, hides padding.
+            count: M.
+        """
         if self.attention is not None:
-            hidden_BLD = self.attention(hidden_BLD, attention_mask)
+            hidden_BLD = self.attention(hidden_BLD, attention_mask, count)
+        elif count is not None:
+            hidden_BLD = hidden_BLD[:, :count]
         if self.feed_forward is not None:
             hidden_BLD = self.feed_forward(hidden_BLD)
         return hidden_BLD

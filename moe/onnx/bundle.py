@@ -39,11 +39,13 @@ class Encoded:
         feeds: What the graph was given, and the token states, for `run_experts`.
         gate_logits_BE: Of each window alone.
         pooled_BD: What the gate read: twice D wide if that is two means.
+        logits: Of the experts that ran with the encoder: see `run_experts`.
     """
 
     feeds: dict[str, Any]
     gate_logits_BE: NDArray[np.float32]
     pooled_BD: NDArray[np.float32]
+    logits: dict[int, NDArray[np.float32]]
 
 
 class OnnxGraph:
@@ -79,21 +81,29 @@ class OnnxGraph:
         # gate_logits, pooled, hidden, and then the experts in the gate's order
         self.expert_names = tuple(value.name for value in self.session.get_outputs()[3:])
 
-    def encode(self, windows: PaddedWindows) -> Encoded:
-        """Encoder and gate; no expert runs."""
+    def encode(self, windows: PaddedWindows, chosen_BE: NDArray[np.bool_] | None = None) -> Encoded:
+        """Encoder and gate, and experts that are wanted whatever the gate says.
+
+        Args:
+            windows: B windows.
+            chosen_BE: Which experts on which windows; None is none. It saves them a run of their
+                own.
+        """
         feeds = {
             "input_ids": self._value(windows.input_ids),
             "attention_mask": self._value(windows.attention_mask.astype(np.int64)),
             "context_mask": self._value(windows.context_mask.astype(np.int64)),
         }
-        none = np.zeros((len(windows.input_ids), len(self.expert_names)), dtype=bool)
-        logits, pooled, hidden = self.session.run_with_ort_values(
-            ["gate_logits", "pooled", "hidden"], {**feeds, "chosen": self._value(none)}
+        if chosen_BE is None:
+            chosen_BE = np.zeros((len(windows.input_ids), len(self.expert_names)), dtype=bool)
+        (gate, pooled, hidden), logits = self._run(
+            ["gate_logits", "pooled", "hidden"], feeds, chosen_BE
         )
         return Encoded(
             feeds={**feeds, "known_hidden": hidden},
-            gate_logits_BE=logits.numpy(),
+            gate_logits_BE=gate.numpy(),
             pooled_BD=pooled.numpy(),
+            logits=logits,
         )
 
     def run_experts(
@@ -103,12 +113,19 @@ class OnnxGraph:
 
         0 in the windows that did not choose the expert.
         """
+        return self._run([], encoded.feeds, chosen_BE)[1]
+
+    def _run(
+        self, names: list[str], feeds: dict[str, Any], chosen_BE: NDArray[np.bool_]
+    ) -> tuple[list[Any], dict[int, NDArray[np.float32]]]:
+        """The outputs of these names, and the logits of the chosen experts by column."""
         columns: list[int] = np.flatnonzero(chosen_BE.any(0)).tolist()
         outputs = self.session.run_with_ort_values(
-            [self.expert_names[column] for column in columns],
-            {**encoded.feeds, "chosen": self._value(np.ascontiguousarray(chosen_BE))},
+            [*names, *(self.expert_names[column] for column in columns)],
+            {**feeds, "chosen": self._value(np.ascontiguousarray(chosen_BE))},
         )
-        return {column: output.numpy() for column, output in zip(columns, outputs, strict=True)}
+        said = zip(columns, outputs[len(names) :], strict=True)
+        return outputs[: len(names)], {column: output.numpy() for column, output in said}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class GraphModel:
 
     def __init__(self, model: Mixture, graph: OnnxGraph) -> None:
         self.graph = graph
-        self.tasks, self.task_sizes = model.tasks, model.task_sizes
+        self.tasks, self.task_experts_TE = model.tasks, model.task_experts_TE
         self.gate, self.top_k = model.gate, model.top_k
         self.own_tasks, self.answerable = model.own_tasks, model.answerable
 
@@ -51,7 +51,7 @@ class GraphModel:
         )
         routing = route(
             mean_per_request(torch.from_numpy(encoded.gate_logits_BE), batch.request_ids),
-            self.task_sizes,
+            self.task_experts_TE,
             tasks_BT=tasks_BT,
             top_k=self.top_k,
             selection_bias_E=self.gate.expert_bias,

@@ -46,15 +46,27 @@ class Attend(nn.Module):
 
     def forward(self, hidden_NLD: Tensor, mask_N1LL: Tensor) -> Tensor:
         """(N, L, D) of the same; where `mask_N1LL` is False a token is not attended to."""
-        query_NLD, key_NLD, value_NLD = self.projections(hidden_NLD).chunk(3, -1)
-        return torch.onnx.ops.attention(
-            query_NLD,
-            key_NLD,
-            value_NLD,
-            mask_N1LL,
-            q_num_heads=self.num_heads,
-            kv_num_heads=self.num_heads,
-        )[0]
+        return _attention(*self.projections(hidden_NLD).chunk(3, -1), mask_N1LL, self.num_heads)
+
+
+class AttendFirst(nn.Module):
+    """What the first tokens alone gather: see `Attend`."""
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, num_heads: int) -> None:
+        super().__init__()
+        self.query, self.num_heads = query, num_heads
+        self.projections = side_by_side((key, value))
+
+    def forward(self, asking_NMD: Tensor, hidden_NLD: Tensor, mask_N1ML: Tensor) -> Tensor:
+        """(N, M, D) of the first M tokens and of all."""
+        key_NLD, value_NLD = self.projections(hidden_NLD).chunk(2, -1)
+        return _attention(self.query(asking_NMD), key_NLD, value_NLD, mask_N1ML, self.num_heads)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, num_heads: int) -> Tensor:
+    return torch.onnx.ops.attention(
+        query, key, value, mask, q_num_heads=num_heads, kv_num_heads=num_heads
+    )[0]
 
 
 def side_by_side(layers: Sequence[nn.Linear]) -> nn.Linear:
@@ -66,9 +78,14 @@ def side_by_side(layers: Sequence[nn.Linear]) -> nn.Linear:
     return joined
 
 
-def token_pairs(attention: Tensor) -> Tensor:
-    """(N, 1, L, L) of `attention` (N, L) bool: the runtime wants a row for every token."""
-    return attention[:, None, None, :].expand(-1, 1, attention.shape[1], -1)
+def token_pairs(attention: Tensor, count: int | None = None) -> Tensor:
+    """(N, 1, M, L) of `attention` (N, L) bool: the runtime wants a row for every token that asks.
+
+    Args:
+        attention: True at tokens.
+        count: M; None is L.
+    """
+    return attention[:, None, None, :].expand(-1, 1, count or attention.shape[1], -1)
 
 
 class _EncoderAttention(nn.Module):
@@ -88,13 +105,19 @@ class _TrunkAttention(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.attend = Attend(block.query, block.key, block.value, block.num_heads)
+        layers = block.query, block.key, block.value, block.num_heads
+        self.attend, self.attend_first = Attend(*layers), AttendFirst(*layers)
         self.output, self.norm = block.output, block.norm
 
-    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor) -> Tensor:
-        attended_NLD: Tensor = self.output(self.attend(hidden_NLD, token_pairs(attention_mask)))
-        normed_NLD: Tensor = self.norm(attended_NLD + hidden_NLD)
-        return normed_NLD
+    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor, count: int | None) -> Tensor:
+        pairs_N1ML = token_pairs(attention_mask, count)
+        if count is None:
+            asking_NMD, attended_NMD = hidden_NLD, self.attend(hidden_NLD, pairs_N1ML)
+        else:
+            asking_NMD = hidden_NLD[:, :count]
+            attended_NMD = self.attend_first(asking_NMD, hidden_NLD, pairs_N1ML)
+        normed_NMD: Tensor = self.norm(self.output(attended_NMD) + asking_NMD)
+        return normed_NMD
 
 
 class ExportedEncoder(nn.Module):

@@ -97,7 +97,15 @@ class OnnxMixtureOfExperts(Predictor):
             )
 
     def _run(self, chunk: Chunk) -> Said:
-        encoded = self.bundle.graph.encode(pad_windows(chunk.windows, self.bundle.tokenizer))
+        named_NT = np.array(
+            [[t.name in (r.tasks or ()) for t in self.tasks] for r in chunk.requests]
+        )
+        # All experts of a named task run if it has no more than a request may have.
+        certain_T = [size <= self.bundle.top_k for size in self._sizes]
+        certain_BE = self._needed(chunk, np.repeat(named_NT & certain_T, self._sizes, axis=1))
+        encoded = self.bundle.graph.encode(
+            pad_windows(chunk.windows, self.bundle.tokenizer), certain_BE
+        )
         logits_NE = chunk.mean(encoded.gate_logits_BE)
         has_context_N = [chunk.windows[row].context_ids is not None for row in chunk.first_N]
         allowed_NT = np.array(
@@ -106,20 +114,23 @@ class OnnxMixtureOfExperts(Predictor):
         decision = decide(
             logits_NE,
             self._sizes,
-            named_NT=np.array(
-                [[t.name in (r.tasks or ()) for t in self.tasks] for r in chunk.requests]
-            ),
+            named_NT=named_NT,
             allowed_NT=allowed_NT,
             top_k=self.bundle.top_k,
             multi_task_threshold=self.bundle.multi_task_threshold,
             selection_bias_E=self.bundle.selection_bias_E,
         )
-        chosen_BE = self._needed(chunk, decision.weight_NE > 0)
+        logits = encoded.logits
+        left_BE = self._needed(chunk, decision.weight_NE > 0) & ~certain_BE
+        if left_BE.any():
+            others = self.bundle.graph.run_experts(encoded, left_BE)
+            # An expert may be certain of one request and chosen for another.
+            logits = {**logits, **{e: own + logits.get(e, 0) for e, own in others.items()}}
         return Said(
             pooled_ND=chunk.mean(encoded.pooled_BD),
             allowed_NT=allowed_NT,
             decision=decision,
-            logits=self.bundle.graph.run_experts(encoded, chosen_BE),
+            logits=logits,
         )
 
     def _needed(self, chunk: Chunk, chosen_NE: NDArray[np.bool_]) -> NDArray[np.bool_]:

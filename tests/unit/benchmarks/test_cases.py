@@ -29,6 +29,7 @@ from moe.benchmarks.models import (
 )
 from moe.benchmarks.pairs import Options
 from moe.checkpoint import Bundle
+from moe.config import TaskConfig
 from moe.onnx.export import write
 from moe.types import InputError, TaskSpec
 
@@ -122,6 +123,19 @@ def test_texts_are_mixed() -> None:
     lengths = sorted(map(len, texts))
     assert np.mean(lengths[20:]) > 4 * np.mean(lengths[:20])  # ten passages
     assert texts != sorted(texts, key=len) and texts == offline.mixed_texts(30)
+
+
+def test_a_task_has_texts_of_its_own(tmp_path: Path) -> None:
+    rows = [f"{'very ' * number}good {number},{number % 2}" for number in range(99)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    task = TaskConfig(type="classifier", train="rows.csv")
+    bundle = built_bundle("tiny", trunk="none")
+    bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}))
+    with pytest.raises(InputError, match="no_such"):
+        offline.own_texts(bundle, "intent", str(tmp_path / "no_such"), 8)
+    texts = offline.own_texts(bundle, "intent", str(tmp_path), 8)
+    assert len(set(texts)) == 8 and all("good" in text for text in texts)
+    assert texts != sorted(texts, key=len)
 
 
 def test_a_label_that_was_rejected() -> None:

@@ -21,7 +21,6 @@ from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle, save_checkpoint
 from moe.config import ExperimentConfig, TaskConfig
 from moe.data.windows import TextTokenizer
-from moe.gate import task_experts_matrix
 from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.types import Batch, TaskSpec, expert_specs
 
@@ -32,7 +31,7 @@ from .conftest import FEW, OLD, texts, wide
 def oracle_logits(bundle: Bundle, batch: Batch) -> dict[str, Tensor]:
     """What every expert says of every row, and the gate's logits, by name of the expert."""
     model = bundle.model.eval()
-    matrix_TE = task_experts_matrix(model.tasks)
+    matrix_TE = model.task_experts_TE
     model.top_k = matrix_TE.shape[1]
     output = model(batch, tasks_BT=torch.ones(len(batch), len(model.tasks), dtype=torch.bool))
     said = {model.expert_names[answer.expert]: answer.logits for answer in output.experts}

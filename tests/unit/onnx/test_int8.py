@@ -31,12 +31,14 @@ def test_answers_are_near_and_the_file_is_small(
 
 def test_matrices_of_encoder_and_trunks_are_rounded_and_nothing_else(parts: Parts) -> None:
     # Two layers, each with its projections as one, their output, and two of the feed-forward
-    # block; a trunk has the same.
-    for part, layers in [(parts.encoder, 2), *((e.model, 1) for e in parts.experts)]:
+    # block; a trunk has the same, and a query of its own if the first token alone is read.
+    first = {"sentiment-0": 1, "sentiment-1": 1, "qa-0": 0, "intent-0": 1, "slots-0": 0}
+    trunks = [(expert.model, 4 + first[expert.name]) for expert in parts.experts]
+    for part, count in [(parts.encoder, 4 * 2), *trunks]:
         own = copy.deepcopy(part)
         round_products(own, parts.dim**2)
-        assert len(kernels(own)) == 4 * layers
-        assert [n.op_type for n in own.graph.node].count("DynamicQuantizeLinear") == 4 * layers
+        assert len(kernels(own)) == count
+        assert [n.op_type for n in own.graph.node].count("DynamicQuantizeLinear") == count
         # A head decides.
         assert part is parts.encoder or {"Gemm", "MatMul"} & {n.op_type for n in own.graph.node}
 

@@ -83,6 +83,22 @@ def test_two_tasks_and_two_experts(bundle: Bundle, changed: Callable[..., Path])
     assert near(onnx.predict(REQUESTS), expected)
 
 
+@pytest.mark.parametrize(("tasks", "runs"), [
+    (["intent"], 1), (["qa", "slots"], 1),  # one expert each: nothing waits for the gate
+    (["sentiment"], 2), (["sentiment", "intent"], 2), (None, 2),
+])
+def test_certain_experts_run_with_the_encoder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[str] | None, runs: int
+) -> None:
+    onnx = MixtureOfExperts.from_pretrained(folder, backend="onnx", precision="fp32", threads=1)
+    graph, seen = onnx.bundle.graph, []
+    run = graph._run
+    monkeypatch.setattr(graph, "_run", lambda *given: seen.append(given) or run(*given))
+    request = {"text": "who was bad", "context": "the film was bad"}
+    onnx.predict(request if tasks is None else {**request, "tasks": tasks})
+    assert len(seen) == runs
+
+
 def test_what_the_gate_refuses(bundle: Bundle, changed: Callable[..., Path]) -> None:
     # Between the scores of requests: it refuses some.
     everyone = replace(bundle.calibration, reference=strangers(9.0))

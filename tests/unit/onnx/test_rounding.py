@@ -80,8 +80,9 @@ def test_the_limit_decides_what_is_rounded(
     rounded = quantise(parts, samples)
     assert parts.encoder.SerializeToString() == before
     assert rounded.parts.gate == parts.gate
-    # Two layers of the encoder and a trunk in each of five experts, four matrices in each.
-    assert len(rounded.kept) == (7 * 4 if all_kept else 0)
+    # Two layers of the encoder and a trunk in each of five experts, four matrices in each, and
+    # one more in the trunks of three classifiers.
+    assert len(rounded.kept) == (7 * 4 + 3 if all_kept else 0)
     assert len(products(rounded.parts.encoder, parts.dim**2)) == (8 if all_kept else 0)
     # Only the words are rounded if every product is kept.
     assert 0 < rounded.error["gate"] < (0.1 if all_kept else 1.0)

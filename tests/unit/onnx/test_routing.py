@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe.gate import route
+from moe.gate import route, task_experts_matrix
 from moe.onnx.routing import decide
 
 
@@ -22,7 +22,8 @@ def test_the_decision_is_that_of_the_gate(
     allowed[:, 1] = wanted[:, 2] = True
     bias = random.normal(size=7)
     expected = route(
-        torch.from_numpy(logits), (2, 1, 4), tasks_BT=torch.from_numpy(wanted) if named else None,
+        torch.from_numpy(logits), task_experts_matrix((2, 1, 4)),
+        tasks_BT=torch.from_numpy(wanted) if named else None,
         allowed_BT=torch.from_numpy(allowed), top_k=top_k, multi_task_threshold=threshold,
         selection_bias_E=torch.from_numpy(bias).float(),
     )
