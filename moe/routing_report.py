@@ -1,8 +1,8 @@
 """How well requests are routed where it is hard, beside two routers that need no network.
 
-Routing rows (`moe/data/routing.py`) are measured by category: the first choice of the gate, of a
-hand-written rule, and of TF-IDF with logistic regression. Requests for two answers and texts that
-fit no task have tables of their own.
+Routing rows (`moe/data/routing.py`) are measured by category: the first choice of the gate and of
+both `moe.baseline_routers`. Requests for two answers and texts that fit no task have tables of
+their own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from moe.abstain import (
     refusal_scores,
     with_threshold,
 )
+from moe.baseline_routers import by_rule, by_words, fit_rule, share_right
 from moe.collect import embed
 from moe.data.module import RequestDataset
 from moe.data.prepare import build_tables
@@ -34,59 +35,6 @@ from moe.predict import MixtureOfExperts
 
 TWO_ANSWERS = "two_answers"  # category of the rows that carry both answers
 MAX_TRAINING = 4_000  # rows of each task that the baselines learn from
-
-
-def by_rule(rows: Sequence[RoutingRow], longest_intent: int = 10) -> list[str]:
-    """What a hand-written router does: a passage means a question on it; without one, a question
-    mark or few words mean an intent, and everything else is an opinion.
-
-    Args:
-        rows: Requests.
-        longest_intent: Words up to which a text without a question mark is an intent.
-    """
-    return [
-        "qa"
-        if row.context is not None
-        else "intent"
-        if row.text.endswith("?") or len(row.text.split()) <= longest_intent
-        else "sentiment"
-        for row in rows
-    ]
-
-
-def fit_rule(train: Sequence[RoutingRow]) -> int:
-    """The length of `by_rule` with the most training rows right."""
-    lengths = range(2, 31)
-    right = [share_right(train, by_rule(train, length)) for length in lengths]
-    return lengths[int(np.argmax(right))]
-
-
-def _words(row: RoutingRow) -> str:
-    return f"{row.text} {'withpassage' if row.context is not None else 'nopassage'}"
-
-
-def by_words(train: Sequence[RoutingRow], rows: Sequence[RoutingRow]) -> list[str]:
-    """TF-IDF of words and pairs of words with logistic regression (scikit-learn's defaults).
-
-    Args:
-        train: Requests of known tasks; of several tasks the first is learned.
-        rows: Requests to route.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    router = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000)
-    )
-    router.fit([_words(row) for row in train], [row.tasks[0] for row in train])
-    chosen: list[str] = router.predict([_words(row) for row in rows]).tolist()
-    return chosen
-
-
-def share_right(rows: Sequence[RoutingRow], chosen: Sequence[str]) -> float:
-    """Share of rows whose choice is one of their tasks."""
-    return float(np.mean([name in row.tasks for row, name in zip(rows, chosen, strict=True)]))
 
 
 def task_rows(table: TaskTable, limit: int | None = None, seed: int = 0) -> list[RoutingRow]:

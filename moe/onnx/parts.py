@@ -46,7 +46,8 @@ class Attend(nn.Module):
 
     def forward(self, hidden_NLD: Tensor, mask_N1LL: Tensor) -> Tensor:
         """(N, L, D) of the same; where `mask_N1LL` is False a token is not attended to."""
-        return _attention(*self.projections(hidden_NLD).chunk(3, -1), mask_N1LL, self.num_heads)
+        query_NLD, key_NLD, value_NLD = self.projections(hidden_NLD).chunk(3, -1)
+        return _attention(query_NLD, key_NLD, value_NLD, mask_N1LL, self.num_heads)
 
 
 class AttendFirst(nn.Module):

@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 
 from moe.abstain import Reference
+from moe.baseline_routers import by_rule, by_words, fit_rule, share_right
 from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.data.routing import RoutingRow, RoutingTable
 from moe.predict import MixtureOfExperts
-from moe.routing_report import (
-    Routers,
-    by_rule,
-    by_words,
-    fit_rule,
-    refusals,
-    requests_of,
-    routing_text,
-    share_right,
-    two_answers,
-)
+from moe.routing_report import Routers, refusals, requests_of, routing_text, two_answers
 
 
 def row(text: str, *tasks: str, context: str | None = None, category: str = "a") -> RoutingRow:
