@@ -115,8 +115,11 @@ def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[T
 def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tensor]:
     """States (N, D) of the tokens of all blocks after each layer."""
     ids_N = _joined([ids for ids, _ in blocks])
-    places = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids) for ids, _ in blocks]
-    hidden_ND = encoder.embeddings(ids_N[None], position_ids=_joined(places)[None])[0]
+    numbers: Any = encoder.embeddings.position_ids
+    places = [numbers[:, : ids.shape[1]].expand_as(ids) for ids, _ in blocks]
+    hidden_ND = encoder.embeddings(
+        ids_N.unsqueeze(0), position_ids=_joined(places).unsqueeze(0)
+    ).squeeze(0)
     masks = [mask for _, mask in blocks]
     biases = [padding_bias(mask, hidden_ND) for mask in masks]
     layers: Any = encoder.transformer.layer

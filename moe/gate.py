@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from moe.gate_brick import RIGHT_OF_WAY, GateBrick
@@ -39,8 +41,11 @@ class CosineScores(nn.Module):
 
     def forward(self, pooled_BD: Tensor) -> Tensor:
         """Scores (B, E) of `pooled_BD` (B, D)."""
-        query_BP = F.normalize(self.projection(pooled_BD), dim=-1)
-        return query_BP @ F.normalize(self.prototypes, dim=-1).T
+        query_BP = self.projection(pooled_BD)
+        lengths_BE = vector_norm(query_BP, dim=-1, keepdim=True) * vector_norm(
+            self.prototypes, dim=-1
+        )
+        return F.linear(query_BP, self.prototypes) / lengths_BE.clamp_min(1e-12)
 
 
 class Gate(nn.Module):
@@ -243,9 +248,15 @@ def _is_best(values: Tensor, count: int) -> Tensor:
     size = values.shape[-1]
     if count == 1:
         # Not `one_hot`, which waits for a GPU to look at the numbers.
-        return values.argmax(-1, keepdim=True) == torch.arange(size, device=values.device)
+        return values.argmax(-1, keepdim=True) == _numbers(size, values.device)
     best = values.topk(min(count, size), -1).indices
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, best, True)
+
+
+@cache
+def _numbers(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or training could not use them afterwards
+        return torch.arange(size, device=device)
 
 
 def log_weights(log_g_BE: Tensor, chosen_BE: Tensor, task_experts_TE: Tensor) -> Tensor:

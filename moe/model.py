@@ -68,7 +68,7 @@ class Mixture(nn.Module):
     """
 
     task_experts_TE: Tensor
-    needs_context_T: Tensor
+    plain_T: Tensor
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Mixture(nn.Module):
         self.routing_reaches_encoder = routing_reaches_encoder
         matrix_TE = task_experts_matrix(self.task_sizes)
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
-        needs_context_T = torch.tensor([task.needs_context for task in tasks])
-        self.register_buffer("needs_context_T", needs_context_T, persistent=False)
+        plain_T = torch.tensor([not task.needs_context for task in tasks])
+        self.register_buffer("plain_T", plain_T, persistent=False)
 
     def forward(
         self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
@@ -217,7 +217,7 @@ class Mixture(nn.Module):
                 0, batch.request_ids, has_context_B.long()
             )
             has_context_B = windows_B[batch.request_ids] > 0
-        return has_context_B[:, None] | ~self.needs_context_T
+        return has_context_B.unsqueeze(1) | self.plain_T
 
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""
