@@ -1,6 +1,6 @@
 """Self-attention that padding takes no part in, for batches of many shapes.
 
-Dimensions: B rows, L tokens, D width, H heads, d width of a head.
+Dimensions: B rows, L tokens, M tokens that attend to them, D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def padding_bias(attention_mask: Tensor, hidden: Tensor) -> Tensor | None:
 
 
 def attend(
-    query_BLD: Tensor,
+    query_BMD: Tensor,
     key_BLD: Tensor,
     value_BLD: Tensor,
     bias_B11L: Tensor | None,
@@ -51,26 +51,26 @@ def attend(
     num_heads: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What each token gathers (B, L, D).
+    """What each of M tokens gathers of all (B, M, D).
 
     Args:
-        query_BLD: What tokens look for.
+        query_BMD: What tokens look for.
         key_BLD: What they are found by.
         value_BLD: What is gathered of them.
         bias_B11L: `padding_bias` of the rows (B, 1, 1, L); None where nothing is padded.
         num_heads: A divisor of D.
         dropout: Probability of dropout on attention weights.
     """
-    query_BHLd, key_BHLd, value_BHLd = (
-        tensor.view(*tensor.shape[:2], num_heads, -1).transpose(1, 2)
-        for tensor in (query_BLD, key_BLD, value_BLD)
+    query_BHMd, key_BHLd, value_BHLd = (
+        tensor.view(*tensor.shape[:2], num_heads, tensor.shape[-1] // num_heads).transpose(1, 2)
+        for tensor in (query_BMD, key_BLD, value_BLD)
     )
-    with sdpa_kernel(_KERNELS) if query_BLD.is_cuda else nullcontext():
-        gathered_BHLd = scaled_dot_product_attention(
-            query_BHLd,
+    with sdpa_kernel(_KERNELS) if query_BMD.is_cuda else nullcontext():
+        gathered_BHMd = scaled_dot_product_attention(
+            query_BHMd,
             key_BHLd,
             value_BHLd,
             attn_mask=bias_B11L,
             dropout_p=dropout,
         )
-    return gathered_BHLd.transpose(1, 2).flatten(2)
+    return gathered_BHMd.transpose(1, 2).flatten(2)

@@ -21,8 +21,9 @@ from moe.data.collate import RequestBatch
 from moe.data.routing import RoutingTable
 from moe.data.tables import TaskTable
 from moe.data.windows import Words
+from moe.decision import route
 from moe.forms import FORMS, Collected, Source
-from moe.gate import mean_per_request, route
+from moe.gate import mean_per_request
 from moe.model import Mixture
 from moe.readout import read_task
 from moe.types import MixtureOutput, expert_columns

@@ -20,8 +20,8 @@ from moe.abstain import nearest_cosines, refusal_scores
 from moe.calibration import Calibration
 from moe.collect import Answers
 from moe.data.tables import TaskTable
+from moe.decision import task_experts_matrix
 from moe.forms import FORMS
-from moe.gate import task_experts_matrix
 from moe.losses import GateSums, switch_balance
 from moe.types import TaskSpec
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertModel
 
+from moe.decision import choose_experts, route, task_experts_matrix
 from moe.dispatch import Assignment, dispatch_together
 from moe.encoder import early_layers, encode_layers, pool, text_means
 from moe.experts import Expert
-from moe.gate import Gate, choose_experts, route, task_experts_matrix
+from moe.gate import Gate
 from moe.losses import mixture_loss
 from moe.types import (
     Batch,

@@ -50,7 +50,8 @@ def own_texts(bundle: Bundle, task: str, root: str, count: int) -> list[str]:
         root: Folder of relative files.
         count: At most so many.
     """
-    rows = read_task(task, bundle.config.tasks[task], root, seed=0).validation
+    config = bundle.config
+    rows = read_task(task, config.tasks[task], root, config.seed_everything).validation
     return [rows[row].text for row in np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
@@ -98,7 +99,13 @@ def best_label(answer: dict[str, Any]) -> str:
 
 
 def offline(options: Options) -> Iterator[Case]:
-    """One classifier of our model in ONNX Runtime against the same function in a plain loop."""
+    """One classifier of our model in ONNX Runtime against the same function in a plain loop.
+
+    Raises:
+        InputError: There are data and no trained model, which alone says what they are.
+    """
+    if options.data and not options.checkpoint:
+        raise InputError("benchmark offline: --data.root needs --ckpt, whose task the data are of")
     bundle = bundle_of(options.checkpoint, shape_of(options))
     task = classifier_task(bundle)
     count = 24 if options.quick else TEXTS

@@ -45,7 +45,7 @@ class Classifier(Expert):
     def forward(self, hidden_BLD: Tensor, attention_mask: Tensor, context_mask: Tensor) -> Tensor:
         """Logits (B, C); the context is read like any other text."""
         if self.pooling == "first":
-            pooled_BD = self.trunk(hidden_BLD, attention_mask, 1)[:, 0]
+            pooled_BD = self.trunk(hidden_BLD, attention_mask, first_only=True)[:, 0]
         else:
             hidden_BLD = self.trunk(hidden_BLD, attention_mask)
             weights_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)

@@ -1,6 +1,7 @@
 """The expert's own residual block over the token states.
 
-Dimensions: B rows, L tokens, D encoder width, H attention heads, F feed-forward width.
+Dimensions: B rows, L tokens, M tokens that are wanted, D encoder width, H attention heads, F
+feed-forward width.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=1e-12)
 
-    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor, count: int | None) -> Tensor:
-        """(B, M, D), what the first M = `count` tokens gather of all; None is M = L.
+    def forward(self, hidden_BLD: Tensor, attention_mask: Tensor, first_only: bool) -> Tensor:
+        """(B, M, D): what each of M tokens gathers of all; M is L, or 1 if the first alone asks.
 
         Args:
             hidden_BLD: Token states.
             attention_mask: (B, L) bool, hides padding.
-            count: M.
+            first_only: Whether the first token alone asks.
         """
-        asking_BMD = hidden_BLD if count is None else hidden_BLD[:, :count]
+        asking_BMD = hidden_BLD[:, :1] if first_only else hidden_BLD
         # No dropout on attention weights: it takes the CPU off the fused kernel.
         mixed_BMD = attend(
             self.query(asking_BMD),
@@ -96,21 +97,19 @@ class Trunk(nn.Module):
         )
 
     def forward(
-        self, hidden_BLD: Tensor, attention_mask: Tensor, count: int | None = None
+        self, hidden_BLD: Tensor, attention_mask: Tensor, first_only: bool = False
     ) -> Tensor:
-        """(B, M, D): states of the first M = `count` tokens; None is all, M = L.
-
-        The same numbers for fewer tokens: what nobody reads is not computed.
+        """(B, M, D): new states of M tokens; M is L, or 1 if the first alone is wanted.
 
         Args:
             hidden_BLD: Token states.
             attention_mask: (B, L) bool, hides padding.
-            count: M.
+            first_only: Whether the first token alone is wanted: the same numbers for less.
         """
         if self.attention is not None:
-            hidden_BLD = self.attention(hidden_BLD, attention_mask, count)
-        elif count is not None:
-            hidden_BLD = hidden_BLD[:, :count]
+            hidden_BLD = self.attention(hidden_BLD, attention_mask, first_only)
+        elif first_only:
+            hidden_BLD = hidden_BLD[:, :1]
         if self.feed_forward is not None:
             hidden_BLD = self.feed_forward(hidden_BLD)
         return hidden_BLD

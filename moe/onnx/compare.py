@@ -17,9 +17,10 @@ from torch import Tensor
 
 from moe.checkpoint import Bundle, load_bundle
 from moe.data.windows import PaddedWindows
+from moe.decision import route
 from moe.dispatch import dispatch
 from moe.evaluation import evaluate, main_metric
-from moe.gate import mean_per_request, route
+from moe.gate import mean_per_request
 from moe.measure import build_test_tables, collect_table
 from moe.model import Mixture
 from moe.onnx.bundle import FILES, OnnxGraph, load_onnx

@@ -65,6 +65,7 @@ class Parts:
         gate: From `hidden`, `attention`, `context` to gate logits and what the gate read.
         experts: In the gate's order.
         dim: Width of the token states: D for each layer that is read.
+        layer_dim: D.
         pooled_dim: Width of what the gate reads.
     """
 
@@ -72,6 +73,7 @@ class Parts:
     gate: ModelProto
     experts: tuple[ExpertPart, ...]
     dim: int
+    layer_dim: int
     pooled_dim: int
 
 

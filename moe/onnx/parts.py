@@ -51,17 +51,18 @@ class Attend(nn.Module):
 
 
 class AttendFirst(nn.Module):
-    """What the first tokens alone gather: see `Attend`."""
+    """What the first token alone gathers: see `Attend`."""
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, num_heads: int) -> None:
         super().__init__()
         self.query, self.num_heads = query, num_heads
         self.projections = side_by_side((key, value))
 
-    def forward(self, asking_NMD: Tensor, hidden_NLD: Tensor, mask_N1ML: Tensor) -> Tensor:
-        """(N, M, D) of the first M tokens and of all."""
+    def forward(self, hidden_NLD: Tensor, mask_N11L: Tensor) -> Tensor:
+        """(N, 1, D) of the first token; where `mask_N11L` is False a token is not attended to."""
         key_NLD, value_NLD = self.projections(hidden_NLD).chunk(2, -1)
-        return _attention(self.query(asking_NMD), key_NLD, value_NLD, mask_N1ML, self.num_heads)
+        query_N1D = self.query(hidden_NLD[:, :1])
+        return _attention(query_N1D, key_NLD, value_NLD, mask_N11L, self.num_heads)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, num_heads: int) -> Tensor:
@@ -79,14 +80,9 @@ def side_by_side(layers: Sequence[nn.Linear]) -> nn.Linear:
     return joined
 
 
-def token_pairs(attention: Tensor, count: int | None = None) -> Tensor:
-    """(N, 1, M, L) of `attention` (N, L) bool: the runtime wants a row for every token that asks.
-
-    Args:
-        attention: True at tokens.
-        count: M; None is L.
-    """
-    return attention[:, None, None, :].expand(-1, 1, count or attention.shape[1], -1)
+def token_pairs(attention: Tensor) -> Tensor:
+    """(N, 1, L, L) of `attention` (N, L) bool: the runtime wants a row for every token."""
+    return attention[:, None, None, :].expand(-1, 1, attention.shape[1], -1)
 
 
 class _EncoderAttention(nn.Module):
@@ -110,13 +106,13 @@ class _TrunkAttention(nn.Module):
         self.attend, self.attend_first = Attend(*layers), AttendFirst(*layers)
         self.output, self.norm = block.output, block.norm
 
-    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor, count: int | None) -> Tensor:
-        pairs_N1ML = token_pairs(attention_mask, count)
-        if count is None:
-            asking_NMD, attended_NMD = hidden_NLD, self.attend(hidden_NLD, pairs_N1ML)
+    def forward(self, hidden_NLD: Tensor, attention_mask: Tensor, first_only: bool) -> Tensor:
+        if first_only:
+            asking_NMD = hidden_NLD[:, :1]
+            attended_NMD = self.attend_first(hidden_NLD, attention_mask[:, None, None, :])
         else:
-            asking_NMD = hidden_NLD[:, :count]
-            attended_NMD = self.attend_first(asking_NMD, hidden_NLD, pairs_N1ML)
+            asking_NMD = hidden_NLD
+            attended_NMD = self.attend(hidden_NLD, token_pairs(attention_mask))
         normed_NMD: Tensor = self.norm(self.output(attended_NMD) + asking_NMD)
         return normed_NMD
 
@@ -199,6 +195,7 @@ def export_parts(model: Mixture) -> Parts:
     tokens = ("hidden", "attention", "context")
     return Parts(
         dim=width,
+        layer_dim=dim,
         pooled_dim=pooled_width(dim, model.pooling),
         encoder=export_module(
             ExportedEncoder(model.encoder, numbers), ("input_ids", "attention"), ["states"], width

@@ -45,6 +45,8 @@ class OnnxMixtureOfExperts(Predictor):
             stride=bundle.stride,
         )
         self._sizes = [task.num_experts for task in self.tasks]
+        # All experts of a named task run if it has no more than a request may have.
+        self._is_certain_T = [size <= bundle.top_k for size in self._sizes]
 
     @classmethod
     def from_pretrained(
@@ -100,9 +102,8 @@ class OnnxMixtureOfExperts(Predictor):
         named_NT = np.array(
             [[t.name in (r.tasks or ()) for t in self.tasks] for r in chunk.requests]
         )
-        # All experts of a named task run if it has no more than a request may have.
-        certain_T = [size <= self.bundle.top_k for size in self._sizes]
-        certain_BE = self._needed(chunk, np.repeat(named_NT & certain_T, self._sizes, axis=1))
+        certain_NT = named_NT & self._is_certain_T
+        certain_BE = self._needed(chunk, np.repeat(certain_NT, self._sizes, axis=1))
         encoded = self.bundle.graph.encode(
             pad_windows(chunk.windows, self.bundle.tokenizer), certain_BE
         )

@@ -59,7 +59,7 @@ def quantise(parts: Parts, samples: Sequence[PaddedWindows], threads: int = 1) -
         samples: Rows of texts to look for outliers with, and to measure errors on.
         threads: To measure with.
     """
-    smallest = parts.dim**2
+    smallest = parts.layer_dim**2
     ruler = Ruler(parts, samples, threads)
     parts, beside = _without_outliers(parts, ruler, smallest)
     kept: tuple[str, ...] = ()

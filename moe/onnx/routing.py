@@ -1,4 +1,4 @@
-"""The gate's decision in numpy, for backends without torch; `moe.gate.route` is the original.
+"""The gate's decision in numpy, for backends without torch; `moe.decision.route` is the original.
 
 Dimensions: N requests, E experts, T tasks.
 """
@@ -43,7 +43,7 @@ def decide(
     multi_task_threshold: float | None,
     selection_bias_E: Floats,
 ) -> Decision:
-    """From gate logits to a decision: see `moe.gate.route`.
+    """From gate logits to a decision: see `moe.decision.route`.
 
     Args:
         logits_NE: The mean over the windows of each request.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe.gate import CosineScores, Gate, choose_experts, choose_tasks, log_weights, route
-from moe.gate import task_experts_matrix as experts_of
+from moe.decision import choose_experts, choose_tasks, log_weights, route
+from moe.decision import task_experts_matrix as experts_of
+from moe.gate import CosineScores, Gate
 from moe.losses import gate_sums, switch_balance
 
 INF = math.inf
@@ -39,6 +40,7 @@ def test_cosine_scores_by_hand() -> None:
     # (3, 4) has length 5: cosines 3/5, -4/5, and (3 + 4) / (5 * sqrt 2).
     expected = torch.tensor([[0.6, -0.8, 7 / (5 * math.sqrt(2))]])
     torch.testing.assert_close(scores(torch.tensor([[3.0, 4.0]])), expected)
+    assert scores(torch.zeros(1, 2)).tolist() == [[0.0, 0.0, 0.0]]  # no direction, and no NaN
 
 
 def test_cosine_logits_lie_within_one_over_temperature() -> None:

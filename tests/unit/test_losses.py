@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from moe.gate import route
-from moe.gate import task_experts_matrix as experts_of
+from moe.decision import route
+from moe.decision import task_experts_matrix as experts_of
 from moe.losses import (
     GateSums,
     balance_loss,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from moe.build import build_model
+from moe.decision import task_experts_matrix
 from moe.encoder import encode, pool
 from moe.experts.trunk import Trunk, copy_layer
-from moe.gate import task_experts_matrix
 from moe.losses import gate_sums, mixture_loss, routing_loss, switch_balance
 from moe.model import Mixture
 from moe.model_config import EncoderConfig, ExpertConfig, ModelConfig

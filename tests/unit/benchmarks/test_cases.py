@@ -117,6 +117,11 @@ def test_offline_needs_a_task_with_one_expert() -> None:
         offline.classifier_task(bundle)
 
 
+def test_data_need_a_model_that_says_what_they_are() -> None:
+    with pytest.raises(InputError, match="needs --ckpt"):
+        next(iter(BENCHMARKS["offline"].cases(replace(QUICK, data="."))))
+
+
 def test_texts_are_mixed() -> None:
     texts = offline.mixed_texts(30)
     assert len(texts) == 30
@@ -126,15 +131,16 @@ def test_texts_are_mixed() -> None:
 
 
 def test_a_task_has_texts_of_its_own(tmp_path: Path) -> None:
-    rows = [f"{'very ' * number}good {number},{number % 2}" for number in range(99)]
-    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
-    task = TaskConfig(type="classifier", train="rows.csv")
+    for name in ("train", "validation"):
+        rows = [f"{'very ' * number}good {name} {number},{number % 2}" for number in range(20)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    task = TaskConfig(type="classifier", train="train.csv", validation="validation.csv")
     bundle = built_bundle("tiny", trunk="none")
     bundle = replace(bundle, config=replace(bundle.config, tasks={"intent": task}))
     with pytest.raises(InputError, match="no_such"):
         offline.own_texts(bundle, "intent", str(tmp_path / "no_such"), 8)
     texts = offline.own_texts(bundle, "intent", str(tmp_path), 8)
-    assert len(set(texts)) == 8 and all("good" in text for text in texts)
+    assert len(set(texts)) == 8 and all("validation" in text for text in texts)
     assert texts != sorted(texts, key=len)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from moe.onnx import rounding
 from moe.onnx.graph import Parts
+from moe.onnx.parts import export_parts
 from moe.onnx.products import products
 from moe.onnx.rounding import (
     Alone,
@@ -69,6 +70,19 @@ def test_a_part_alone_changes_its_own_logits(parts: Parts, samples: Any) -> None
         parts.encoder.SerializeToString())})
     assert set(ruler.error(changed)) == {"gate", "sentiment-0", "sentiment-1", "qa-0", "intent-0",
                                            "slots-0"}
+
+
+def test_a_model_that_reads_several_layers_is_rounded_like_others(
+    bundle: Any, samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "LIMITS", {"gate": 1e9, "expert": 1e9})
+    bundle.model.reads_layer = (*bundle.model.reads_layer[:-1], 1)
+    parts = export_parts(bundle.model)
+    assert (parts.dim, parts.layer_dim) == (64, 32)
+    rounded = quantise(parts, samples)
+    for part in (rounded.parts.encoder, *(expert.model for expert in rounded.parts.experts)):
+        assert products(part, 32**2) == []
+        assert "MatMulIntegerToFloat" in {node.op_type for node in part.graph.node}
 
 
 @pytest.mark.parametrize(("limit", "all_kept"), [(1e9, False), (1e-9, True)])

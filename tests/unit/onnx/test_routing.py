@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe.gate import route, task_experts_matrix
+from moe.decision import route, task_experts_matrix
 from moe.onnx.routing import decide
 
 
