@@ -49,10 +49,9 @@ def choose_experts(
         top_k: At least 1.
     """
     scores_BTE = scores_BE.unsqueeze(1).where(task_experts_TE, -torch.inf)
-    chosen_BTE = _is_best(scores_BTE, top_k) & tasks_BT.unsqueeze(2)
-    if top_k > 1:  # a task with fewer has chosen others' experts, too
-        chosen_BTE = chosen_BTE & task_experts_TE
-    return chosen_BTE.any(1)
+    # A task with fewer than `top_k` has others' experts among its best, too.
+    best_BTE = _is_best(scores_BTE, top_k) & task_experts_TE
+    return (best_BTE & tasks_BT.unsqueeze(2)).any(1)
 
 
 def _is_best(values: Tensor, count: int) -> Tensor:

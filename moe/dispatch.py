@@ -41,11 +41,8 @@ def dispatch_together(choices: Sequence[Tensor]) -> list[list[Assignment]]:
 
     How many rows an expert has must be known here to split them: a GPU is waited for once.
     """
-    device = choices[0].device
-    if len(choices) == 1:
-        return [_assignments(choices[0].cpu(), device)]
     found = torch.cat(list(choices)).cpu().split([len(chosen_BE) for chosen_BE in choices])
-    return [_assignments(chosen_BE, device) for chosen_BE in found]
+    return [_assignments(chosen_BE, choices[0].device) for chosen_BE in found]
 
 
 def _assignments(chosen_BE: Tensor, device: torch.device) -> list[Assignment]:

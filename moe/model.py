@@ -69,7 +69,7 @@ class Mixture(nn.Module):
     """
 
     task_experts_TE: Tensor
-    plain_T: Tensor
+    needs_no_context_T: Tensor
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Mixture(nn.Module):
         self.routing_reaches_encoder = routing_reaches_encoder
         matrix_TE = task_experts_matrix(self.task_sizes)
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
-        plain_T = torch.tensor([not task.needs_context for task in tasks])
-        self.register_buffer("plain_T", plain_T, persistent=False)
+        needs_no_context_T = torch.tensor([not task.needs_context for task in tasks])
+        self.register_buffer("needs_no_context_T", needs_no_context_T, persistent=False)
 
     def forward(
         self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
@@ -218,7 +218,7 @@ class Mixture(nn.Module):
                 0, batch.request_ids, has_context_B.long()
             )
             has_context_B = windows_B[batch.request_ids] > 0
-        return has_context_B.unsqueeze(1) | self.plain_T
+        return has_context_B.unsqueeze(1) | self.needs_no_context_T
 
     def inference_choice(self, routing: Routing) -> Tensor:
         """(B, E) bool: the experts that would run at inference for the same tasks."""

@@ -6,7 +6,7 @@ Dimensions: B rows, L tokens.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,27 +150,21 @@ class Graph:
     Attributes:
         graph: The graph.
         expert: By task the column of its first expert.
-        alone: Tasks with one expert, which runs with the encoder: the others wait for the gate.
+        is_alone_E: The only experts of their task, which need not wait for the gate.
     """
 
     graph: OnnxGraph
     expert: dict[str, int]
-    alone: frozenset[str]
+    is_alone_E: NDArray[np.bool_]
 
     def ask(self, rows: PaddedWindows, *tasks: str) -> None:
         """Encoder, gate, and the first expert of each task on all rows."""
-        known, others = (
-            self._chosen(rows, [task for task in tasks if (task in self.alone) == is_alone])
-            for is_alone in (True, False)
-        )
-        encoded = self.graph.encode(rows, known)
-        if others.any():
-            self.graph.run_experts(encoded, others)
-
-    def _chosen(self, rows: PaddedWindows, tasks: Sequence[str]) -> NDArray[np.bool_]:
-        chosen_BE = np.zeros((len(rows.input_ids), len(self.graph.expert_names)), dtype=bool)
+        chosen_BE = np.zeros((len(rows.input_ids), len(self.is_alone_E)), dtype=bool)
         chosen_BE[:, [self.expert[task] for task in tasks]] = True
-        return chosen_BE
+        encoded = self.graph.encode(rows, chosen_BE & self.is_alone_E)
+        left_BE = chosen_BE & ~self.is_alone_E
+        if left_BE.any():
+            self.graph.run_experts(encoded, left_BE)
 
 
 def graph_of(bundle: Bundle, threads: int, precision: str = "int8") -> Graph:
@@ -184,8 +178,8 @@ def graph_of(bundle: Bundle, threads: int, precision: str = "int8") -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         write(bundle, Path(folder), int8=precision == "int8", checked=False)
         graph = OnnxGraph(Path(folder, FILES[precision]), threads)
-    alone = frozenset(task.name for task in bundle.model.tasks if task.num_experts == 1)
-    return Graph(graph=graph, expert=columns, alone=alone)
+    sizes = bundle.model.task_sizes
+    return Graph(graph=graph, expert=columns, is_alone_E=np.repeat(np.array(sizes) == 1, sizes))
 
 
 # --- Hugging Face's models --------------------------------------------------------------------
