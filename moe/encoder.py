@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from moe.attention import attend, padding_bias
+from moe.fused import FusedLayers
 from moe.types import InputError, Pooling
 
 Block = tuple[Tensor, Tensor]  # input_ids (B, L) and attention_mask (B, L) of some rows
@@ -112,7 +113,9 @@ def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[T
     return [layers[last] for layers in encode_layers(encoder, blocks, [last])]
 
 
-def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tensor]:
+def _layers(
+    encoder: DistilBertModel, blocks: Sequence[Block], fused: FusedLayers | None
+) -> Iterator[Tensor]:
     """States (N, D) of the tokens of all blocks after each layer."""
     ids_N = _joined([ids for ids, _ in blocks])
     numbers: Any = encoder.embeddings.position_ids
@@ -122,6 +125,10 @@ def _layers(encoder: DistilBertModel, blocks: Sequence[Block]) -> Iterator[Tenso
     ).squeeze(0)
     masks = [mask for _, mask in blocks]
     biases = [padding_bias(mask, hidden_ND) for mask in masks]
+    if fused is not None and len(blocks) == 1 and biases[0] is None and fused.is_usable:
+        for hidden_BLD in fused(hidden_ND.view(*masks[0].shape, -1)):
+            yield hidden_BLD.flatten(0, 1)
+        return
     layers: Any = encoder.transformer.layer
     for layer in layers:
         mixed_ND = layer.attention.out_lin(_attend(layer.attention, hidden_ND, masks, biases))
@@ -169,12 +176,22 @@ def _attend(
 
 
 def encode_layers(
-    encoder: DistilBertModel, blocks: Sequence[Block], numbers: Collection[int]
+    encoder: DistilBertModel,
+    blocks: Sequence[Block],
+    numbers: Collection[int],
+    fused: FusedLayers | None = None,
 ) -> list[dict[int, Tensor]]:
-    """Token states (B, L, D) of some layers, by number from 1, of each block of rows."""
+    """Token states (B, L, D) of some layers, by number from 1, of each block of rows.
+
+    Args:
+        encoder: The DistilBERT.
+        blocks: `input_ids` (B, L) int64 and `attention_mask` (B, L) bool of each.
+        numbers: Which layers.
+        fused: Its layers as one operator each, for where they can be used.
+    """
     kept = {
         number: _split(states_ND, [mask for _, mask in blocks])
-        for number, states_ND in enumerate(_layers(encoder, blocks), 1)
+        for number, states_ND in enumerate(_layers(encoder, blocks, fused), 1)
         if number in numbers
     }
     return [{number: kept[number][block] for number in kept} for block in range(len(blocks))]

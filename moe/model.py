@@ -17,6 +17,7 @@ from moe.decision import choose_experts, route, task_experts_matrix
 from moe.dispatch import Assignment, dispatch_together
 from moe.encoder import early_layers, encode_layers, pool, text_means
 from moe.experts import Expert
+from moe.fused import FusedLayers
 from moe.gate import Gate
 from moe.losses import mixture_loss
 from moe.types import (
@@ -101,6 +102,12 @@ class Mixture(nn.Module):
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
         needs_no_context_T = torch.tensor([not task.needs_context for task in tasks])
         self.register_buffer("needs_no_context_T", needs_no_context_T, persistent=False)
+        self.fused: FusedLayers | None = None
+
+    def fuse(self) -> Mixture:
+        """Lets inference on a CPU run the encoder's layers as one operator each; itself."""
+        self.fused = FusedLayers(self.encoder)
+        return self
 
     def forward(
         self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None
@@ -141,6 +148,7 @@ class Mixture(nn.Module):
         last: int = self.encoder.config.n_layers
         early_ones = early_layers(self.encoder) if early or self.gate.bricks else range(0)
         wanted = {*self.read_layers, *early_ones, *([] if layer is None else [layer])}
+        states = encode_layers(self.encoder, blocks, wanted, self.fused)
         return [
             Embedded(
                 hidden_BLD=layers[last],
@@ -148,7 +156,7 @@ class Mixture(nn.Module):
                 pooled_BD=pool(layers[last], *mask, self.pooling),
                 early_BP=text_means([layers[n] for n in early_ones], *mask) if early_ones else None,
             )
-            for layers, mask in zip(encode_layers(self.encoder, blocks, wanted), masks, strict=True)
+            for layers, mask in zip(states, masks, strict=True)
         ]
 
     @property

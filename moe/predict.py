@@ -39,6 +39,8 @@ class MixtureOfExperts(Predictor):
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             reason = str(error).splitlines()[0]
             raise InputError(f"device {device!r}: cannot be used ({reason})") from error
+        if self.device.type == "cpu":
+            self.model.fuse()
         data = bundle.config.data
         super().__init__(
             self.model.tasks,

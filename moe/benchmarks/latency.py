@@ -14,6 +14,7 @@ from moe.benchmarks.models import (
     built_bundle,
     built_model,
     bundle_of,
+    encoder_alone,
     forward,
     graph_of,
     named,
@@ -57,7 +58,9 @@ def gate_overhead(options: Options) -> Iterator[Case]:
     model = built_model(shape_of(options), trunk="none")
     for count, length in ((1, 16), (32, 32)):
         rows = random_rows(count, length)
-        yield timed(f"{count}x{length}", routed(model, rows), forward(model.encoder, rows))
+        ours = routed(model, rows)
+        yield timed(f"{count}x{length}", ours, forward(model.encoder, rows))
+        yield timed(f"{count}x{length}-own-encoder", ours, encoder_alone(model, rows))
 
 
 def int8(options: Options) -> Iterator[Case]:
@@ -123,7 +126,8 @@ TWO_TASKS = Benchmark(
     better=FASTER,
 )
 GATE_OVERHEAD = Benchmark(
-    about="encoder, gate and one expert without a trunk, against the bare encoder; eager torch",
+    about="encoder, gate and one expert without a trunk, against Hugging Face's bare encoder; "
+    "own-encoder: against ours alone; eager torch",
     cases=gate_overhead,
     unit="s",
     ratio="ours / baseline",

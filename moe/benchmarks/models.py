@@ -27,7 +27,7 @@ from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.windows import PaddedWindows, TextTokenizer
-from moe.encoder import build_encoder
+from moe.encoder import build_encoder, encode_layers
 from moe.experts import Trunk
 from moe.experts.trunk import LAYER_NAMES
 from moe.model import Mixture
@@ -277,12 +277,26 @@ def forward(model: nn.Module, rows: PaddedWindows) -> Callable[[], Any]:
 
 
 def routed(model: Mixture, rows: PaddedWindows, *tasks: str) -> Callable[[], Any]:
-    """Calls a mixture on the rows; without tasks its gate chooses."""
+    """Calls a mixture on the rows as the predictor does; without tasks its gate chooses."""
+    model.fuse()
     batch = batch_of(rows)
     tasks_BT = named(model, tasks, len(batch)) if tasks else None
 
     @torch.inference_mode()
     def call() -> Any:
         return model(batch, tasks_BT=tasks_BT)
+
+    return call
+
+
+def encoder_alone(model: Mixture, rows: PaddedWindows) -> Callable[[], Any]:
+    """Calls the encoder as a mixture does, and nothing else of it."""
+    model.fuse()
+    batch = batch_of(rows)
+    blocks = [(batch.input_ids, batch.attention_mask)]
+
+    @torch.inference_mode()
+    def call() -> Any:
+        return encode_layers(model.encoder, blocks, [], model.fused)
 
     return call

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe"
 
 LAYERS = {
-    0: {"types", "config", "model_config", "gate_brick", "attention"},
+    0: {"types", "config", "model_config", "gate_brick", "attention", "fused"},
     1: {"allocator", "durable", "guard", "interrupt", "ranks", "tensors", "untrusted",
         "encoder", "pretrained", "gate", "decision", "dispatch", "losses", "metrics", "decode",
         "schedule", "experts.__init__", "experts.base", "experts.classifier", "experts.span",
@@ -41,9 +41,9 @@ REST = 4  # predict, training, cli, runs, and whatever is not listed: nothing be
 MAY_IMPORT = {
     "lightning": {"lit", "callbacks", "pictures", "checkpoint_io", "data.module", "launch",
                   "training", "cli", "batch_prediction"},
-    "transformers": {"encoder", "pretrained", "model", "build", "data.windows", "checkpoint",
-                     "pipeline", "bricks.extract", "benchmarks.library", "benchmarks.models",
-                     "benchmarks.train", "chaos.project"},
+    "transformers": {"encoder", "fused", "pretrained", "model", "build", "data.windows",
+                     "checkpoint", "pipeline", "bricks.extract", "benchmarks.library",
+                     "benchmarks.models", "benchmarks.train", "chaos.project"},
     "fastapi": {"server.app"},
     "starlette": {"server.app", "server.feedback", "server.page", "server.service"},
     "uvicorn": {"server.run"},

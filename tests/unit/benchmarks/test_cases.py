@@ -57,7 +57,7 @@ def one_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(("name", "expected"), [
     pytest.param("two-tasks", ["eager", "eager-default-trunk", "best", "best-default-trunk"],
                  marks=pytest.mark.slow),
-    ("gate-overhead", ["1x16", "32x32"]),
+    ("gate-overhead", ["1x16", "1x16-own-encoder", "32x32", "32x32-own-encoder"]),
     pytest.param("int8", ["1x16", "1x128", "32x32", "base-1x16", "base-1x128", "base-32x32"],
                  marks=pytest.mark.slow),
     ("experts", ["forward", "step"]),
