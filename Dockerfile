@@ -11,7 +11,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY moe moe
 COPY scripts/serve.py scripts/consume.py scripts/
 # The wheels of torch for Linux bring CUDA with them; the host needs the driver alone.
-RUN pip install -c constraints.txt '.[serve,events]' && useradd --uid 10001 --no-create-home serve
+RUN pip install -c constraints.txt '.[serve,events,onnx]' && useradd --uid 10001 --no-create-home serve
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM

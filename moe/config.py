@@ -25,7 +25,7 @@ class TaskConfig:
         validation: SOURCE of the validation rows; None splits off 10 % of the training rows,
             seeded and grouped by text.
         text: Column of the text, of a tagger of its words; None finds it.
-        context: Column of the passage; None finds it.
+        context: Column of the passage; None finds it for a span task, and is none for others.
         label: Column of the label, of a tagger of the words' tags; None finds it.
         labels: Class names, of a tagger the types of its spans; None takes them from the training
             rows, sorted.
@@ -111,7 +111,7 @@ class DataConfig:
             micro-batch, and of the micro-batches that training encodes together.
         max_padding: Most padding of a micro-batch, as a share of its tokens.
         mixing: How much of each task a step holds.
-        attach_context: Share of the classifier rows in training that get a foreign passage, so
+        attach_context: Share of the rows without a passage in training that get a foreign one, so
             that the gate learns to read and not to look for a second segment.
         routing: SOURCE of routing rows, which say where a request belongs and not what its answer
             is (`docs/data.md`); None without.

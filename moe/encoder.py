@@ -125,7 +125,7 @@ def _layers(
     ).squeeze(0)
     masks = [mask for _, mask in blocks]
     biases = [padding_bias(mask, hidden_ND) for mask in masks]
-    if fused is not None and len(blocks) == 1 and biases[0] is None and fused.is_usable:
+    if fused is not None and len(masks) == 1 and fused.fits(encoder, masks[0].shape[1], biases[0]):
         for hidden_BLD in fused(hidden_ND.view(*masks[0].shape, -1)):
             yield hidden_BLD.flatten(0, 1)
         return

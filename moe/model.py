@@ -102,12 +102,7 @@ class Mixture(nn.Module):
         self.register_buffer("task_experts_TE", matrix_TE, persistent=False)
         needs_no_context_T = torch.tensor([not task.needs_context for task in tasks])
         self.register_buffer("needs_no_context_T", needs_no_context_T, persistent=False)
-        self.fused: FusedLayers | None = None
-
-    def fuse(self) -> Mixture:
-        """Lets inference on a CPU run the encoder's layers as one operator each; itself."""
-        self.fused = FusedLayers(self.encoder)
-        return self
+        self.fused: FusedLayers | None = None  # set where the model only answers, on a CPU
 
     def forward(
         self, batch: Batch, *, tasks_BT: Tensor | None = None, allowed_BT: Tensor | None = None

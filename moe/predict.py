@@ -12,6 +12,7 @@ from torch import Tensor
 from moe.checkpoint import Bundle, load_bundle, save_bundle
 from moe.data.collate import RequestBatch, collate_requests
 from moe.data.windows import Window, token_budget
+from moe.fused import FusedLayers
 from moe.gate import mean_per_request
 from moe.precision import pick_device
 from moe.predictor import Explain, Predictor
@@ -39,8 +40,8 @@ class MixtureOfExperts(Predictor):
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             reason = str(error).splitlines()[0]
             raise InputError(f"device {device!r}: cannot be used ({reason})") from error
-        if self.device.type == "cpu":
-            self.model.fuse()
+        is_cpu = self.device.type == "cpu"
+        self.model.fused = FusedLayers(self.model.encoder) if is_cpu else None
         data = bundle.config.data
         super().__init__(
             self.model.tasks,

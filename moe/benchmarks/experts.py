@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from moe.benchmarks.calls import batch_of, random_rows, routed
 from moe.benchmarks.latency import shape_of
-from moe.benchmarks.models import TASKS, batch_of, built_model, random_rows, routed
+from moe.benchmarks.models import TASKS, built_model
 from moe.benchmarks.pairs import Benchmark, Case, Options, timed
 from moe.config import ExperimentConfig, TaskConfig
 from moe.data.module import Step

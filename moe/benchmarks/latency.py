@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
+from moe.benchmarks.calls import (
+    batch_of,
+    encoder_alone,
+    forward,
+    named,
+    random_rows,
+    routed,
+)
 from moe.benchmarks.models import (
     TrunkKind,
-    batch_of,
     built_bundle,
     built_model,
     bundle_of,
-    encoder_alone,
-    forward,
     graph_of,
-    named,
     plain_classifier,
-    random_rows,
-    routed,
 )
 from moe.benchmarks.pairs import Benchmark, Case, Options, timed
 from moe.pretrained import MINILM

@@ -6,7 +6,6 @@ Dimensions: B rows, L tokens.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     DistilBertConfig,
     DistilBertForQuestionAnswering,
@@ -27,7 +26,7 @@ from moe.calibration import Calibration
 from moe.checkpoint import Bundle, load_bundle
 from moe.config import DataConfig, ExperimentConfig, TaskConfig
 from moe.data.windows import PaddedWindows, TextTokenizer
-from moe.encoder import build_encoder, encode_layers
+from moe.encoder import build_encoder
 from moe.experts import Trunk
 from moe.experts.trunk import LAYER_NAMES
 from moe.model import Mixture
@@ -35,7 +34,7 @@ from moe.model_config import ExpertConfig, GateConfig, ModelConfig
 from moe.onnx.bundle import FILES, OnnxGraph
 from moe.onnx.export import write
 from moe.pretrained import MINILM, resolve_folder
-from moe.types import Batch, InputError, TaskSpec
+from moe.types import InputError, TaskSpec
 
 TrunkKind = Literal["none", "ffn", "transformer"]
 
@@ -109,38 +108,6 @@ def built_bundle(shape: str, *, trunk: TrunkKind) -> Bundle:
 def bundle_of(checkpoint: str | None, shape: str) -> Bundle:
     """A trained model, or one that is built with the default trunk."""
     return load_bundle(checkpoint) if checkpoint else built_bundle(shape, trunk="transformer")
-
-
-# --- the same work for both sides -------------------------------------------------------------
-
-
-def random_rows(rows: int, tokens: int, *, vocabulary: int = 30522, seed: int = 0) -> PaddedWindows:
-    """Rows of random words without padding or passage."""
-    ids = np.random.default_rng(seed).integers(1000, vocabulary, (rows, tokens), dtype=np.int64)
-    return PaddedWindows(
-        input_ids=ids,
-        attention_mask=np.ones((rows, tokens), dtype=bool),
-        context_mask=np.zeros((rows, tokens), dtype=bool),
-    )
-
-
-def batch_of(rows: PaddedWindows) -> Batch:
-    """The rows as requests of one window each."""
-    count = len(rows.input_ids)
-    return Batch(
-        input_ids=torch.from_numpy(rows.input_ids),
-        attention_mask=torch.from_numpy(rows.attention_mask),
-        context_mask=torch.from_numpy(rows.context_mask),
-        request_ids=torch.arange(count),
-        task_ids=torch.full((count,), -1),
-        labels=torch.full((count,), -1),
-        spans=torch.zeros(count, 2, dtype=torch.int64),
-    )
-
-
-def named(model: Mixture, names: tuple[str, ...], rows: int) -> Tensor:
-    """(B, T) bool: these tasks for every row."""
-    return torch.tensor([[task.name in names for task in model.tasks]]).expand(rows, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,41 +229,3 @@ def library_tokenizer(tokenizer: TextTokenizer) -> PreTrainedTokenizerFast:
             pad_token="[PAD]",
             unk_token="[UNK]",
         )
-
-
-def forward(model: nn.Module, rows: PaddedWindows) -> Callable[[], Any]:
-    """Calls a Hugging Face model on the rows as its tokenizer would hand them over."""
-    input_ids = torch.from_numpy(rows.input_ids)
-    attention_mask = torch.from_numpy(rows.attention_mask.astype(np.int64))
-
-    @torch.inference_mode()
-    def call() -> Any:
-        return model(input_ids=input_ids, attention_mask=attention_mask)
-
-    return call
-
-
-def routed(model: Mixture, rows: PaddedWindows, *tasks: str) -> Callable[[], Any]:
-    """Calls a mixture on the rows as the predictor does; without tasks its gate chooses."""
-    model.fuse()
-    batch = batch_of(rows)
-    tasks_BT = named(model, tasks, len(batch)) if tasks else None
-
-    @torch.inference_mode()
-    def call() -> Any:
-        return model(batch, tasks_BT=tasks_BT)
-
-    return call
-
-
-def encoder_alone(model: Mixture, rows: PaddedWindows) -> Callable[[], Any]:
-    """Calls the encoder as a mixture does, and nothing else of it."""
-    model.fuse()
-    batch = batch_of(rows)
-    blocks = [(batch.input_ids, batch.attention_mask)]
-
-    @torch.inference_mode()
-    def call() -> Any:
-        return encode_layers(model.encoder, blocks, [], model.fused)
-
-    return call

@@ -17,12 +17,7 @@ from typing import Any
 
 from moe.benchmarks import library
 from moe.benchmarks.latency import FASTER, shape_of
-from moe.benchmarks.models import (
-    bundle_of,
-    library_tokenizer,
-    plain_classifier,
-    plain_reader,
-)
+from moe.benchmarks.models import bundle_of, library_tokenizer, plain_classifier, plain_reader
 from moe.benchmarks.offline import mixed_texts
 from moe.benchmarks.pairs import Benchmark, Case, Options
 from moe.checkpoint import save_bundle

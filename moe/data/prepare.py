@@ -145,8 +145,10 @@ def some_rows(table: TaskTable, seed: int) -> TaskTable:
 def _routing_tables(
     names: list[str], data: DataConfig, tokenizer: TextTokenizer
 ) -> tuple[tuple[RoutingTable | None, RoutingTable | None], list[str]]:
-    if data.routing is None or len(names) < 2:  # one task leaves nothing to route
+    if data.routing is None:
         return (None, None), []
+    if len(names) < 2:
+        return (None, None), ["routing: not read, a single task leaves nothing to route"]
     root = Path(data.root)
     try:
         rows = read_routing_rows(data.routing, root=root, split="train", tasks=names)

