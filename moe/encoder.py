@@ -116,7 +116,7 @@ def encode_together(encoder: DistilBertModel, blocks: Sequence[Block]) -> list[T
 def _layers(
     encoder: DistilBertModel, blocks: Sequence[Block], fused: FusedLayers | None
 ) -> Iterator[Tensor]:
-    """States (N, D) of the tokens of all blocks after each layer."""
+    """States of the tokens of all blocks after each layer: (N, D), or (B, L, D) of a fused one."""
     ids_N = _joined([ids for ids, _ in blocks])
     numbers: Any = encoder.embeddings.position_ids
     places = [numbers[:, : ids.shape[1]].expand_as(ids) for ids, _ in blocks]
@@ -126,8 +126,7 @@ def _layers(
     masks = [mask for _, mask in blocks]
     biases = [padding_bias(mask, hidden_ND) for mask in masks]
     if fused is not None and len(masks) == 1 and fused.fits(encoder, masks[0].shape[1], biases[0]):
-        for hidden_BLD in fused(hidden_ND.view(*masks[0].shape, -1)):
-            yield hidden_BLD.flatten(0, 1)
+        yield from fused(hidden_ND.view(*masks[0].shape, -1))
         return
     layers: Any = encoder.transformer.layer
     for layer in layers:
@@ -190,8 +189,8 @@ def encode_layers(
         fused: Its layers as one operator each, for where they can be used.
     """
     kept = {
-        number: _split(states_ND, [mask for _, mask in blocks])
-        for number, states_ND in enumerate(_layers(encoder, blocks, fused), 1)
+        number: _split(states, [mask for _, mask in blocks])
+        for number, states in enumerate(_layers(encoder, blocks, fused), 1)
         if number in numbers
     }
     return [{number: kept[number][block] for number in kept} for block in range(len(blocks))]
