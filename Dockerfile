@@ -2,7 +2,9 @@
 #   docker build -t moe-serve .
 #   docker run -p 8000:8000 -v "$PWD/my-model:/model:ro" moe-serve               CPU
 #   docker run --gpus all -p 8000:8000 -v "$PWD/my-model:/model:ro" moe-serve    NVIDIA GPU
-# `my-model` is a folder of `save_pretrained`.
+#   docker run -p 8000:8000 -v "$PWD/my-export:/model:ro" --entrypoint python moe-serve \
+#       scripts/serve.py --onnx /model --host 0.0.0.0                            CPU, ONNX
+# `my-model` is a folder of `save_pretrained`, `my-export` one of scripts/export.py.
 
 FROM python:3.11-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1

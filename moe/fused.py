@@ -28,10 +28,10 @@ class FusedLayers:
     """
 
     def __init__(self, encoder: DistilBertModel) -> None:
-        layers: Any = encoder.transformer.layer
         activation: str = encoder.config.activation
         is_known = _OPERATOR is not None and activation in _IS_GELU
-        self._layers = [_arguments(own, _IS_GELU[activation]) for own in layers if is_known]
+        layers: Any = encoder.transformer.layer if is_known else ()
+        self._layers = [_arguments(layer, _IS_GELU[activation]) for layer in layers]
         self._addresses = [
             (parameter, parameter.data_ptr())
             for layer in layers

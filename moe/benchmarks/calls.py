@@ -74,10 +74,8 @@ def routed(model: Mixture, rows: PaddedWindows, *tasks: str) -> Callable[[], Any
 
 
 def encoder_alone(model: Mixture, rows: PaddedWindows) -> Callable[[], Any]:
-    """Calls the encoder as a mixture does, and nothing else of it."""
-    model.fused = FusedLayers(model.encoder)
-    batch = batch_of(rows)
-    blocks = [(batch.input_ids, batch.attention_mask)]
+    """Calls the encoder as the mixture does, and nothing else of it."""
+    blocks = [(torch.from_numpy(rows.input_ids), torch.from_numpy(rows.attention_mask))]
 
     @torch.inference_mode()
     def call() -> Any:

@@ -8,14 +8,7 @@ from typing import Any
 
 import torch
 
-from moe.benchmarks.calls import (
-    batch_of,
-    encoder_alone,
-    forward,
-    named,
-    random_rows,
-    routed,
-)
+from moe.benchmarks.calls import batch_of, encoder_alone, forward, named, random_rows, routed
 from moe.benchmarks.models import (
     TrunkKind,
     built_bundle,
