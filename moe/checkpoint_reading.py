@@ -43,8 +43,8 @@ _MIXTURE = {
     "reference", "memory", "profile", "metrics", "history",
 }  # fmt: skip
 _LIGHTNING = {
-    "mixture", "guard", "state_dict", "epoch", "global_step", "pytorch-lightning_version",
-    "loops", "callbacks", "optimizer_states", "lr_schedulers",
+    "mixture", "guard", "branches", "state_dict", "epoch", "global_step",
+    "pytorch-lightning_version", "loops", "callbacks", "optimizer_states", "lr_schedulers",
 }  # fmt: skip
 _MAX_PARTS = 256  # encoder layers and experts; each takes 6 ms to lay out
 _DTYPES = {

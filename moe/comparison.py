@@ -1,8 +1,9 @@
 """One joint model against one model per task, trained by the same code on the same budget.
 
 Every single-task model sees as many rows of its task as the joint run does, so that all of them
-together cost about what the joint run costs; the minutes are reported. Both sides are measured on
-the same validation rows, and their difference has a paired-bootstrap interval.
+together cost about what the joint run costs; the minutes are reported. It is fine-tuned as usual,
+in one run, also where the joint run has branches. Both sides are measured on the same validation
+rows, and their difference has a paired-bootstrap interval.
 
 Dimensions: N rows.
 """
@@ -80,7 +81,8 @@ def sides(
         rows = share * config.data.batch_size * joint_steps
         own = ["--data.tasks", f"[{name}]", "--data.batch_size", str(batch_size)]
         own += ["--optimizer.encoder_lr", str(encoder_lr), f"--tasks.{name}.experts", "1"]
-        own += [f"--tasks.{name}.weight", "1.0", *_limit(max(round(rows / batch_size), 1))]
+        own += ["--optimizer.branches", "1", f"--tasks.{name}.weight", "1.0"]
+        own += _limit(max(round(rows / batch_size), 1))
         found.append(Side(name=name, arguments=(*common, *own)))
     return found
 

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from moe.abstain import Vectors
 from moe.allocator import peak_memory_gb
+from moe.branches import Branches, BranchPlan
 from moe.calibration import Calibration
 from moe.checkpoint import (
     arrays,
@@ -90,6 +91,7 @@ class LitMixture(L.LightningModule):
         self.routing = routing
         self.exemplars = dict(exemplars or {})
         self.total_steps = total_steps
+        self.branches = Branches(BranchPlan.of(config.optimizer, total_steps))
         self.identity = identity
         self.stop = StopSignals() if stop is None else stop
         self.guard = StepGuard(config.optimizer.max_skipped)
@@ -107,6 +109,7 @@ class LitMixture(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Other ranks drop out other units; a resumed run replaces these random states."""
+        self.branches.begin(self.model)
         if rank() > 0:
             numbers = [self.config.seed_everything, self.trainer.global_step, rank()]
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
@@ -142,6 +145,7 @@ class LitMixture(L.LightningModule):
         if self.config.model.loss.bias_rate > 0 and moves:
             rate = self.config.model.loss.bias_rate
             self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
+        self.branches.after(self.trainer.global_step, self.model)
         if self.trainer.global_step % self._log_every == 0:
             self._log_step(step, sums, total, norm)
 
@@ -206,13 +210,12 @@ class LitMixture(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """Fused AdamW over encoder, experts and gate, with linear warm-up and decay."""
-        groups = parameter_groups(self.model, self.config.optimizer)
-        optimizer = AdamW(groups, fused=True)
-        optimizer_config, total = self.config.optimizer, self.total_steps
+        """Fused AdamW over encoder, experts and gate, with warm-up and decay in every branch."""
+        config, plan = self.config.optimizer, self.branches.plan
+        optimizer = AdamW(parameter_groups(self.model, config), fused=True)
 
         def factor(step: int) -> float:
-            return rate_factor(step, total, optimizer_config)
+            return rate_factor(plan.position(step), plan.way, config)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
@@ -273,6 +276,8 @@ class LitMixture(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds all that is needed to load the model offline in a fresh process."""
         checkpoint["guard"] = self.guard.state_dict()
+        if "optimizer_states" in checkpoint:  # else it is to answer with
+            checkpoint["branches"] = self.branches.state_dict()
         checkpoint["mixture"] = {
             **self.identity,
             "calibration": self.calibration.to_dict(),
@@ -285,6 +290,7 @@ class LitMixture(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
+        self.branches.load_state_dict(checkpoint.get("branches", {}))
         saved = checkpoint["mixture"]
         kept = arrays(saved.get("reference", {}))
         self.calibration = Calibration.from_saved(saved["calibration"], kept)

@@ -41,6 +41,7 @@ def test_every_single_model_sees_the_rows_that_the_joint_one_sees(local: Experim
         if name != "joint":
             task = config.tasks[name]
             assert (task.experts, task.weight, config.optimizer.encoder_lr) == (1, 1.0, 1e-4)
+            assert config.optimizer.branches == 1
 
 
 def test_a_comparison_needs_fixed_shares(local: ExperimentConfig) -> None:

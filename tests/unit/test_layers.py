@@ -13,8 +13,9 @@ PACKAGE = ROOT / "moe"
 LAYERS = {
     0: {"types", "config", "model_config", "gate_brick", "attention", "fused"},
     1: {"allocator", "durable", "guard", "interrupt", "ranks", "tensors", "untrusted",
-        "encoder", "pretrained", "gate", "decision", "dispatch", "losses", "metrics", "decode",
-        "schedule", "experts.__init__", "experts.base", "experts.classifier", "experts.span",
+        "branches", "encoder", "pretrained", "gate", "decision", "dispatch", "losses", "metrics",
+        "decode", "schedule",
+        "experts.__init__", "experts.base", "experts.classifier", "experts.span",
         "experts.tagger", "experts.trunk", "data.__init__", "data.augment", "data.cleaning",
         "data.collate", "data.files", "data.formats", "data.tags", "data.text",
         "data.windows"},

@@ -1,0 +1,131 @@
+"""The last part of training, run several times from one state, and the mean of its ends.
+
+Runs that part from a common state end in one basin of the loss (Frankle et al. 2020, arXiv
+1912.05671), where the mean of their weights answers about as well as the mean of their answers
+would, and costs one model (Wortsman et al. 2022, "model soups", arXiv 2203.05482). So `branches`
+counts steps by where they stand on the way of one run: the learning rate falls once per branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe.config import OptimizerConfig
+from moe.types import InputError
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPlan:
+    """Which optimizer steps belong to what.
+
+    Attributes:
+        stem: Steps before the branches.
+        length: Steps of each branch.
+        count: Branches, one after the other.
+    """
+
+    stem: int
+    length: int
+    count: int
+
+    @classmethod
+    def of(cls, config: OptimizerConfig, total_steps: int) -> BranchPlan:
+        """All steps of a run; the stem takes what does not divide.
+
+        Raises:
+            InputError: There are fewer steps than branches.
+        """
+        count = config.branches
+        if total_steps < count:
+            raise InputError(
+                f"optimizer.branches is {count}, and training has {total_steps} steps: raise "
+                "trainer.max_steps, or set optimizer.branches to 1"
+            )
+        stem = config.stem if count > 1 else 0.0
+        length = min(max(round(total_steps * (1 - stem) / count), 1), total_steps // count)
+        return cls(stem=total_steps - count * length, length=length, count=count)
+
+    @property
+    def way(self) -> int:
+        """Steps from the first one to the end of any branch."""
+        return self.stem + self.length
+
+    def position(self, step: int) -> int:
+        """How far on its way the step with the number `step`, counted from 0, is."""
+        if step < self.way:
+            return step
+        if step >= self.stem + self.count * self.length:
+            return self.way
+        return self.stem + (step - self.stem) % self.length
+
+    def ended(self, steps: int) -> int:
+        """The number, from 1, of the branch that ends with the last of `steps` steps; else 0."""
+        branch, rest = divmod(steps - self.stem, self.length)
+        return branch if rest == 0 and branch > 0 else 0
+
+
+class Branches:
+    """Goes back to the end of the stem after each branch, and to the mean after the last one.
+
+    AdamW's moments are not taken back: they are means over many steps, which go on. Weights are
+    kept on the CPU.
+
+    Args:
+        plan: Of the run; with one branch nothing is kept or changed.
+    """
+
+    def __init__(self, plan: BranchPlan) -> None:
+        self.plan = plan
+        self.stem: Weights = {}
+        self.mean: Weights = {}
+
+    def begin(self, model: nn.Module) -> None:
+        """To be called before the first step of a process."""
+        if self.plan.stem == 0 and self.plan.count > 1 and not self.stem:
+            self.stem = _copy(model)
+
+    def after(self, steps: int, model: nn.Module) -> None:
+        """To be called when `steps` steps are made."""
+        if self.plan.count == 1:
+            return
+        if steps == self.plan.stem:
+            self.stem = _copy(model)
+        branch = self.plan.ended(steps)
+        if not branch:
+            return
+        own = _copy(model)
+        self.mean = {k: v.lerp(own[k], 1 / branch) for k, v in (self.mean or own).items()}
+        is_last = branch == self.plan.count
+        _put(self.mean if is_last else self.stem, model)
+        if is_last:
+            self.stem, self.mean = {}, {}
+
+    def state_dict(self) -> dict[str, Weights]:
+        """What a resumed run needs; empty before the branches and after them."""
+        return {"stem": self.stem, "mean": self.mean} if self.stem else {}
+
+    def load_state_dict(self, state: Mapping[str, Weights]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.stem, self.mean = dict(state.get("stem", {})), dict(state.get("mean", {}))
+
+
+def _copy(model: nn.Module) -> Weights:
+    """Parameters and buffers as float32 on the CPU; whole numbers do not change in training."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32, copy=True)
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+@torch.no_grad()
+def _put(weights: Weights, model: nn.Module) -> None:
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
