@@ -112,9 +112,10 @@ def run_variant(
     """
     place = folder / variant.replace(" ", "-").replace(",", "")
     limits = ("--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps))
+    whole = ("--optimizer.branches", "1")  # of so few steps, each would be too short to learn
     results = []
     for seed in seeds:
-        words = (*arguments, *limits, "--seed_everything", str(seed))
+        words = (*whole, *arguments, *limits, "--seed_everything", str(seed))
         side = Side(name=f"seed{seed}", arguments=words)
         results.append(read_result(run_side(side, base, place, train)))
     return {

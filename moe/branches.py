@@ -9,12 +9,14 @@ counts steps by where they stand on the way of one run: the learning rate falls 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe.config import OptimizerConfig
+from moe.tensors import mismatch
 from moe.types import InputError
 
 Weights = dict[str, Tensor]
@@ -47,8 +49,7 @@ class BranchPlan:
                 f"optimizer.branches is {count}, and training has {total_steps} steps: raise "
                 "trainer.max_steps, or set optimizer.branches to 1"
             )
-        stem = config.stem if count > 1 else 0.0
-        length = min(max(round(total_steps * (1 - stem) / count), 1), total_steps // count)
+        length = min(max(round(total_steps * (1 - config.stem) / count), 1), total_steps // count)
         return cls(stem=total_steps - count * length, length=length, count=count)
 
     @property
@@ -71,10 +72,10 @@ class BranchPlan:
 
 
 class Branches:
-    """Goes back to the end of the stem after each branch, and to the mean after the last one.
+    """Goes back to the end of the stem before each branch, and to the mean after the last one.
 
     AdamW's moments are not taken back: they are means over many steps, which go on. Weights are
-    kept on the CPU.
+    kept on the CPU. A validation at the end of a branch sees that branch, the last one the mean.
 
     Args:
         plan: Of the run; with one branch nothing is kept or changed.
@@ -85,40 +86,55 @@ class Branches:
         self.stem: Weights = {}
         self.mean: Weights = {}
 
-    def begin(self, model: nn.Module) -> None:
-        """To be called before the first step of a process."""
-        if self.plan.stem == 0 and self.plan.count > 1 and not self.stem:
-            self.stem = _copy(model)
-
-    def after(self, steps: int, model: nn.Module) -> None:
-        """To be called when `steps` steps are made."""
+    def before(self, steps: int, model: nn.Module) -> None:
+        """To be called before a step, when `steps` steps are made."""
         if self.plan.count == 1:
             return
         if steps == self.plan.stem:
             self.stem = _copy(model)
+        elif self.plan.ended(steps):
+            _put(self.stem, model)
+
+    def after(self, steps: int, model: nn.Module) -> None:
+        """To be called after a step, when `steps` steps are made."""
         branch = self.plan.ended(steps)
-        if not branch:
+        if self.plan.count == 1 or not branch:
             return
         own = _copy(model)
         self.mean = {k: v.lerp(own[k], 1 / branch) for k, v in (self.mean or own).items()}
-        is_last = branch == self.plan.count
-        _put(self.mean if is_last else self.stem, model)
-        if is_last:
+        if branch == self.plan.count:
+            _put(self.mean, model)
             self.stem, self.mean = {}, {}
 
-    def state_dict(self) -> dict[str, Weights]:
-        """What a resumed run needs; empty before the branches and after them."""
-        return {"stem": self.stem, "mean": self.mean} if self.stem else {}
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; empty with one branch."""
+        if self.plan.count == 1:
+            return {}
+        return {"plan": asdict(self.plan), "stem": self.stem, "mean": self.mean}
 
-    def load_state_dict(self, state: Mapping[str, Weights]) -> None:
-        """Takes up what `state_dict` gave."""
-        self.stem, self.mean = dict(state.get("stem", {})), dict(state.get("mean", {}))
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            InputError: It is of other steps, another number of branches, or another model.
+        """
+        if state.get("plan") != self.state_dict().get("plan"):
+            raise InputError(
+                "--resume: its steps belong to other branches; trainer.max_steps, "
+                "optimizer.branches and optimizer.stem of a run with branches cannot change"
+            )
+        kept = {name: dict(state.get(name, {})) for name in ("stem", "mean")}
+        for name, weights in kept.items():
+            found = mismatch(_copy(model), weights) if weights else None
+            if found is not None:
+                raise InputError(f"--resume: the {name} of its branches: {found}")
+        self.stem, self.mean = kept["stem"], kept["mean"]
 
 
 def _copy(model: nn.Module) -> Weights:
-    """Parameters and buffers as float32 on the CPU; whole numbers do not change in training."""
+    """Parameters and buffers in at least 32 bits on the CPU; whole numbers never change."""
     return {
-        name: tensor.detach().to("cpu", torch.float32, copy=True)
+        name: tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=True)
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point()
     }

@@ -41,7 +41,7 @@ class DurableIO(CheckpointIO):
             InputError: The disk is full, or the folder may not be written to.
         """
         path = Path(path)
-        kept = ("state_dict", "optimizer_states")
+        kept = ("state_dict", "optimizer_states", "branches")
         bad = first_non_finite({name: checkpoint[name] for name in kept if name in checkpoint})
         if bad is not None:
             raise NonFiniteError(

@@ -146,7 +146,8 @@ def read_lightning(path: Path) -> dict[str, Any]:
     _check_described(claimed["mixture"], weights_of(claimed, path), path)
     _known_only(claimed, _LIGHTNING, path)
     content: dict[str, Any] = _load(path, "cpu")
-    numbers = {name: content.get(name, {}) for name in ("state_dict", "optimizer_states")}
+    trained = ("state_dict", "optimizer_states", "branches")
+    numbers = {name: content.get(name, {}) for name in trained}
     numbers |= {name: content["mixture"].get(name, {}) for name in KEPT if name != "profile"}
     _check_finite(numbers, path)
     return content

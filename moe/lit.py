@@ -109,7 +109,6 @@ class LitMixture(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Other ranks drop out other units; a resumed run replaces these random states."""
-        self.branches.begin(self.model)
         if rank() > 0:
             numbers = [self.config.seed_everything, self.trainer.global_step, rank()]
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
@@ -118,6 +117,7 @@ class LitMixture(L.LightningModule):
         """Runs every micro-batch, clips, and moves the weights once."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        self.branches.before(self.trainer.global_step, self.model)
         optimizer.zero_grad()
         groups = step.together(self.config.data.max_tokens)
         rows_T = step.micro_batches[0].step_rows_T
@@ -290,7 +290,7 @@ class LitMixture(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
-        self.branches.load_state_dict(checkpoint.get("branches", {}))
+        self.branches.load_state_dict(checkpoint.get("branches", {}), self.model)
         saved = checkpoint["mixture"]
         kept = arrays(saved.get("reference", {}))
         self.calibration = Calibration.from_saved(saved["calibration"], kept)

@@ -148,7 +148,8 @@ def judge_retrains(
     bundle.model.encoder.save_pretrained(encoder)
     (encoder / "tokenizer.json").write_text(bundle.tokenizer.to_json(), encoding="utf-8")
     limits = ("--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps))
-    every = (*base, *limits, "--model.encoder.name", str(encoder))
+    # Of so few steps, branches would be too short to learn.
+    every = (*base, *limits, "--optimizer.branches", "1", "--model.encoder.name", str(encoder))
 
     def trained(seed: int) -> Path:
         side = Training(name=f"seed{seed}", arguments=("--seed_everything", str(seed)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from moe.chaos.project import BAD, GOOD, MUSIC, TIME, write_encoder
 
 ROOT = Path(__file__).parents[2]
 
+# Sums in another order differ in the last bit.
+THREADS = {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}
 WORDS = sorted({w for text in GOOD + BAD + TIME + MUSIC for w in text.split()})
 
 
@@ -55,7 +58,7 @@ def run_apart(*arguments: object, cwd: Path, code: int = 0) -> Done:
         capture_output=True,
         text=True,
         timeout=300,
-        env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(cwd)},
+        env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(cwd), **THREADS},
     )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
     return Done(done.returncode, done.stdout, done.stderr)

@@ -189,30 +189,30 @@ def test_branches_end_alike_when_the_second_is_cut(
     project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 1 and 2 are the stem, 3 to 5 and 6 to 8 a branch each; after step 6 it was saved."""
-    step, ends = LitMixture.training_step, {}
+    step = LitMixture.training_step
 
-    def kept(self: LitMixture, batch: Any, batch_idx: int) -> None:
-        if "cut" in str(self.trainer.default_root_dir) and self.trainer.global_step == 7:
+    def cut(self: LitMixture, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == 7:
             raise RuntimeError("power cut")
         step(self, batch, batch_idx)
-        ends[self.trainer.global_step] = next(self.model.experts.parameters()).detach().clone()
 
-    monkeypatch.setattr(LitMixture, "training_step", kept)
     arguments = ("--config", project / "tiny.yaml", "--optimizer.branches", 2,
                  "--optimizer.stem", 0.25, "--trainer.default_root_dir")
-    with pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(LitMixture, "training_step", cut)
         run("train.py", *arguments, project / "branch-cut")
-    cut, whole = (project / name / "tiny" / "version_0" / "checkpoints"
-                  for name in ("branch-cut", "branch-whole"))
-    saved = torch.load(cut / "last.ckpt")
-    assert saved["global_step"] == 6 and set(saved["branches"]) == {"stem", "mean"}
-    assert torch.equal(ends[5], ends[2])  # back to the end of the stem
-    monkeypatch.setattr(LitMixture, "training_step", step)
-    run("train.py", "--resume", cut.parent)
+    parts, whole = (project / name / "tiny" / "version_0" / "checkpoints"
+                    for name in ("branch-cut", "branch-whole"))
+    saved = torch.load(parts / "last.ckpt")
+    assert saved["global_step"] == 6
+    assert saved["branches"]["plan"] == {"stem": 2, "length": 3, "count": 2}
+    said = run("train.py", "--resume", parts.parent, "--trainer.max_steps", 9, code=2)
+    assert "--resume: its steps belong to other branches" in said.stderr
+    run("train.py", "--resume", parts.parent)
     run("train.py", *arguments, project / "branch-whole")
-    first, resumed = state(whole / "last.ckpt"), state(cut / "last.ckpt")
+    first, resumed = state(whole / "last.ckpt"), state(parts / "last.ckpt")
     assert all(torch.equal(first[name], resumed[name]) for name in first)
-    assert torch.load(whole / "last.ckpt")["branches"] == {}
+    assert torch.load(whole / "last.ckpt")["branches"]["mean"] == {}
     assert "branches" not in torch.load(whole / "best.ckpt")
 
 

@@ -24,7 +24,6 @@ def test_every_step_belongs_to_the_stem_or_a_branch() -> None:
 
 
 @pytest.mark.parametrize(("branches", "stem", "steps", "expected"), [
-    (1, 0.3, 10, (0, 10)),
     (2, 0.3, 10, (2, 4)),  # 3.5 steps each, rounded to even
     (2, 0.0, 7, (1, 3)),  # the stem takes the odd one
     (2, 0.0, 10, (0, 5)),
@@ -61,12 +60,21 @@ class Weights(nn.Module):
         self.bias += 2 * by
 
 
-def run(model: Weights, branches: Branches, steps: range) -> None:
-    """Steps of a size that grows, so that each branch ends elsewhere."""
-    branches.begin(model)
+def run(model: Weights, branches: Branches, steps: range) -> list[float]:
+    """Steps of a size that grows, so that each branch ends elsewhere; the weight after each."""
+    seen = []
     for step in steps:
+        branches.before(step, model)
         model.move(by=step + 1)
         branches.after(step + 1, model)
+        seen.append(model.weight[0].item())
+    return seen
+
+
+def test_a_branch_stands_until_the_next_one_begins() -> None:
+    # The stem ends at 1 + 2; branches add 3 + 4 and 5 + 6, and their mean is 12.
+    assert run(Weights(), Branches(plan(2, 0.34, 6)), range(6)) == [1, 3, 6, 10, 8, 12]
+    assert run(Weights(), Branches(plan(2, 0.0, 4)), range(4)) == [1, 3, 3, 5]
 
 
 @pytest.mark.parametrize(("count", "stem", "expected"), [
@@ -82,7 +90,7 @@ def test_the_mean_of_the_ends(count: int, stem: float, expected: float) -> None:
     assert model.weight.tolist() == pytest.approx([expected] * 2)
     assert model.bias.item() == pytest.approx(2 * expected)
     assert model.places.tolist() == [0, 1, 2]
-    assert branches.state_dict() == {}  # nothing is left to go on with
+    assert branches.stem == branches.mean == {}  # nothing is left to go on with
 
 
 @pytest.mark.parametrize("stop", range(7))
@@ -94,7 +102,7 @@ def test_a_run_that_was_stopped_ends_alike(stop: int, stem: float) -> None:
     run(model, first, range(stop))
     again = Weights()
     again.load_state_dict(model.state_dict())
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), again)
     run(again, second, range(stop, 6))
     assert torch.equal(again.weight, expected.weight)
     assert torch.equal(again.bias, expected.bias)
@@ -105,3 +113,35 @@ def test_what_is_kept_does_not_follow_the_model() -> None:
     run(model, branches, range(1))
     assert branches.stem["weight"].tolist() == [0.0, 0.0]
     assert branches.stem["weight"].dtype == torch.float32 and "places" not in branches.stem
+
+
+def test_half_precision_is_averaged_in_float32() -> None:
+    model = Weights().bfloat16()
+    branches = Branches(plan(2, 0.0, 2))
+    run(model, branches, range(2))
+    assert model.weight.dtype == torch.bfloat16 and model.weight.tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(("then", "now"), [
+    (plan(2, 0.0, 6), plan(2, 0.0, 8)),
+    (plan(2, 0.0, 6), plan(3, 0.0, 6)),
+    (plan(2, 0.0, 6), plan(1, 0.0, 6)),
+    (plan(1, 0.0, 6), plan(2, 0.0, 6)),
+])
+def test_a_resumed_run_has_the_same_branches(then: BranchPlan, now: BranchPlan) -> None:
+    model, branches = Weights(), Branches(then)
+    run(model, branches, range(4))
+    with pytest.raises(InputError, match="--resume: its steps belong to other branches"):
+        Branches(now).load_state_dict(branches.state_dict(), model)
+
+
+def test_one_branch_goes_on_with_more_steps() -> None:
+    Branches(plan(1, 0.3, 9)).load_state_dict(Branches(plan(1, 0.3, 6)).state_dict(), Weights())
+
+
+def test_weights_of_another_model() -> None:
+    model, branches = Weights(), Branches(plan(2, 0.0, 4))
+    run(model, branches, range(3))
+    other = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="the stem of its branches: weight has shape"):
+        Branches(plan(2, 0.0, 4)).load_state_dict(branches.state_dict(), other)
