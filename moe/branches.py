@@ -125,23 +125,26 @@ class Branches:
             )
         kept = {name: dict(state.get(name, {})) for name in ("stem", "mean")}
         for name, weights in kept.items():
-            found = mismatch(_copy(model), weights) if weights else None
+            found = mismatch(_floats(model), weights) if weights else None
             if found is not None:
                 raise InputError(f"--resume: the {name} of its branches: {found}")
         self.stem, self.mean = kept["stem"], kept["mean"]
 
 
+def _floats(model: nn.Module) -> Weights:
+    """Parameters and buffers themselves; whole numbers never change in training."""
+    return {name: own for name, own in model.state_dict().items() if own.is_floating_point()}
+
+
 def _copy(model: nn.Module) -> Weights:
-    """Parameters and buffers in at least 32 bits on the CPU; whole numbers never change."""
+    """The same on the CPU, in at least 32 bits."""
     return {
-        name: tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=True)
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point()
+        name: own.detach().to("cpu", torch.promote_types(own.dtype, torch.float32), copy=True)
+        for name, own in _floats(model).items()
     }
 
 
 @torch.no_grad()
 def _put(weights: Weights, model: nn.Module) -> None:
-    own = model.state_dict()
-    for name, tensor in weights.items():
-        own[name].copy_(tensor)
+    for name, own in _floats(model).items():
+        own.copy_(weights[name])
