@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.comparison import Side, run_side
+from moe.comparison import Side, one_run, run_side
 from moe.evaluation import main_metric
 from moe.runs import read_result
 from moe.types import InputError
@@ -111,11 +111,9 @@ def run_variant(
         train: The `train.py` to call.
     """
     place = folder / variant.replace(" ", "-").replace(",", "")
-    limits = ("--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps))
-    whole = ("--optimizer.branches", "1")  # of so few steps, each would be too short to learn
     results = []
     for seed in seeds:
-        words = (*whole, *arguments, *limits, "--seed_everything", str(seed))
+        words = (*arguments, *one_run(steps), "--seed_everything", str(seed))
         side = Side(name=f"seed{seed}", arguments=words)
         results.append(read_result(run_side(side, base, place, train)))
     return {

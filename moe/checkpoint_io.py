@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from moe.checkpoint import read_lightning
+from moe.checkpoint_reading import TRAINED
 from moe.durable import remove_leftovers, save
 from moe.tensors import first_non_finite
 from moe.types import InputError, NonFiniteError
@@ -41,8 +42,7 @@ class DurableIO(CheckpointIO):
             InputError: The disk is full, or the folder may not be written to.
         """
         path = Path(path)
-        kept = ("state_dict", "optimizer_states", "branches")
-        bad = first_non_finite({name: checkpoint[name] for name in kept if name in checkpoint})
+        bad = first_non_finite({name: checkpoint[name] for name in TRAINED if name in checkpoint})
         if bad is not None:
             raise NonFiniteError(
                 f"{bad} is not finite after optimizer step {checkpoint['global_step']}: "

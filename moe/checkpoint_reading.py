@@ -36,6 +36,7 @@ FORMAT_VERSION = 3  # since 3 experts may be added, merged and removed; 2 is rea
 READ_VERSIONS = (2, 3)
 MODEL_TYPE = "mixture-of-experts"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a model folder, and its card
+TRAINED = ("state_dict", "optimizer_states", "branches")  # what must be finite
 # No weights; so begin their names in model.safetensors. A profile has NaN for what is not there.
 KEPT = ("reference", "memory", "profile")
 _MIXTURE = {
@@ -146,8 +147,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
     _check_described(claimed["mixture"], weights_of(claimed, path), path)
     _known_only(claimed, _LIGHTNING, path)
     content: dict[str, Any] = _load(path, "cpu")
-    trained = ("state_dict", "optimizer_states", "branches")
-    numbers = {name: content.get(name, {}) for name in trained}
+    numbers = {name: content.get(name, {}) for name in TRAINED}
     numbers |= {name: content["mixture"].get(name, {}) for name in KEPT if name != "profile"}
     _check_finite(numbers, path)
     return content

@@ -76,19 +76,24 @@ def sides(
         )
     shares = task_shares([1] * len(names), mixing, np.zeros(1), names)[0]
     common = ["--seed_everything", str(seed), "--trainer.check_val_every_n_epoch", "null"]
-    found = [Side(name="joint", arguments=(*common, *_limit(joint_steps)))]
+    found = [Side(name="joint", arguments=(*common, *steps_alone(joint_steps)))]
     for name, share in zip(names, shares, strict=True):
         rows = share * config.data.batch_size * joint_steps
         own = ["--data.tasks", f"[{name}]", "--data.batch_size", str(batch_size)]
         own += ["--optimizer.encoder_lr", str(encoder_lr), f"--tasks.{name}.experts", "1"]
-        own += ["--optimizer.branches", "1", f"--tasks.{name}.weight", "1.0"]
-        own += _limit(max(round(rows / batch_size), 1))
+        own += [f"--tasks.{name}.weight", "1.0", *one_run(max(round(rows / batch_size), 1))]
         found.append(Side(name=name, arguments=(*common, *own)))
     return found
 
 
-def _limit(steps: int) -> list[str]:
+def steps_alone(steps: int) -> list[str]:
+    """Arguments of a training of `steps` optimizer steps that is validated at its end alone."""
     return ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
+
+
+def one_run(steps: int) -> list[str]:
+    """The same without branches: of few steps, each would be too short to learn."""
+    return [*steps_alone(steps), "--optimizer.branches", "1"]
 
 
 def run_side(side: Side, base: Sequence[str], folder: Path, train: Path) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from moe.chaos.process import fork, leftovers, run_folder, train, wait
 from moe.chaos.project import make_project
 from moe.chaos.report import Report
+from moe.checkpoint_reading import TRAINED
 from moe.lit import LitMixture
 from moe.tensors import first_non_finite
 
@@ -106,7 +107,7 @@ def _problems(folder: Path, code: int, always: bool) -> list[str]:
     if code != expected:
         return [f"exit code {code}, expected {expected}"]
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    found = first_non_finite({k: saved[k] for k in ("state_dict", "optimizer_states")})
+    found = first_non_finite({k: saved[k] for k in TRAINED})
     problems = [] if found is None else [f"{found} is not finite"]
     if not always and (saved["guard"]["skipped"], saved["global_step"]) != (1, STEPS):
         problems.append(f"{saved['guard']} after {saved['global_step']} steps")
