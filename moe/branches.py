@@ -3,7 +3,8 @@
 Runs that part from a common state end in one basin of the loss (Frankle et al. 2020, arXiv
 1912.05671), where the mean of their weights answers about as well as the mean of their answers
 would, and costs one model (Wortsman et al. 2022, "model soups", arXiv 2203.05482). So `branches`
-counts steps by where they stand on the way of one run: the learning rate falls once per branch.
+counts steps by where they stand on the way of one run: the learning rate stays at its peak up to
+the common state, and falls in each branch.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class BranchPlan:
     def way(self) -> int:
         """Steps from the first one to the end of any branch."""
         return self.stem + self.length
+
+    @property
+    def hold(self) -> int:
+        """Steps at the peak rates: with several branches they fall in each branch alone."""
+        return self.stem if self.count > 1 else 0
 
     def position(self, step: int) -> int:
         """How far on its way the step with the number `step`, counted from 0, is."""

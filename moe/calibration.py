@@ -6,14 +6,14 @@ Dimensions: N rows, C in-scope classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe.abstain import Reference, Vectors
-from moe.decode import Floats, log_softmax
+from moe.decode import Floats, log_softmax, spread
 
 Bools = NDArray[np.bool_]
 
@@ -23,7 +23,10 @@ class Calibration:
     """Fitted numbers; a name that is absent has not been fitted.
 
     Attributes:
-        temperature: Divides the logits of a classifier expert, by expert name; absent is 1.
+        temperature: Divides the logits of a classifier or tagger expert, by expert name; absent
+            is 1.
+        saturation: Margin at which the logits of a classifier expert saturate, by expert name
+            (`moe.decode.spread`); absent changes nothing.
         out_of_scope: By task: rows whose score is above it are rejected; absent rejects none.
         no_answer: By task: a question has no answer if p(none) - p(best span) is above it; absent
             always answers.
@@ -33,6 +36,7 @@ class Calibration:
     """
 
     temperature: dict[str, float] = field(default_factory=dict)
+    saturation: dict[str, float] = field(default_factory=dict)
     out_of_scope: dict[str, float] = field(default_factory=dict)
     no_answer: dict[str, float] = field(default_factory=dict)
     second_task: float | None = None
@@ -42,11 +46,29 @@ class Calibration:
         """Temperature (E,) of each expert; 1 where none was fitted."""
         return np.array([self.temperature.get(name, 1.0) for name in expert_names])
 
+    def saturations(self, expert_names: Sequence[str]) -> Floats:
+        """Saturation (E,) of each expert; infinity where none was fitted."""
+        return np.array([self.saturation.get(name, np.inf) for name in expert_names])
+
+    def with_experts(self, other: Calibration, names: Mapping[str, str]) -> Calibration:
+        """With what `other` has fitted for experts, which are called `names[theirs]` here."""
+
+        def joined(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+            kept = {name: value for name, value in ours.items() if name not in names.values()}
+            return kept | {names[name]: theirs[name] for name in theirs if name in names}
+
+        return replace(
+            self,
+            temperature=joined(self.temperature, other.temperature),
+            saturation=joined(self.saturation, other.saturation),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The plain numbers, for the checkpoint; the arrays of `reference` are kept apart."""
         grown = {} if self.reference is None else self.reference.grown
         return {
             "temperature": dict(self.temperature),
+            **({"saturation": dict(self.saturation)} if self.saturation else {}),
             "out_of_scope": dict(self.out_of_scope),
             "no_answer": dict(self.no_answer),
             "second_task": self.second_task,
@@ -78,7 +100,7 @@ def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
         return 1.0
 
     def cross_entropy(inverse: float) -> float:
-        return -float(log_softmax(logits_NC * inverse)[np.arange(len(label_N)), label_N].mean())
+        return _cross_entropy(logits_NC * inverse, label_N)
 
     low, high, ratio = 0.05, 20.0, (np.sqrt(5) - 1) / 2
     for _ in range(60):
@@ -88,6 +110,38 @@ def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
         else:
             low = left
     return float(2 / (low + high))
+
+
+def _cross_entropy(logits_NC: Floats, label_N: Any) -> float:
+    return -float(log_softmax(logits_NC)[np.arange(len(label_N)), label_N].mean())
+
+
+# The largest margin of the rows, as a share of the saturation.
+FILLED = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.997)
+
+
+def fit_confidence(logits_NC: Floats, label_N: Any) -> tuple[float, float | None]:
+    """Temperature and saturation of an expert with the smallest cross-entropy on these rows.
+
+    The saturation is None where the temperature alone does as well.
+
+    Args:
+        logits_NC: In-scope logits.
+        label_N: In-scope classes.
+    """
+    best, chosen = fit_temperature(logits_NC, label_N), None
+    if len(logits_NC) == 0 or logits_NC.shape[1] < 2:
+        return best, None
+    least = _cross_entropy(logits_NC / best, label_N)
+    top_N2 = np.partition(logits_NC, -2, axis=1)[:, -2:]
+    largest = float((top_N2[:, 1] - top_N2[:, 0]).max())
+    for filled in FILLED if largest > 0 else ():
+        wide_NC = spread(logits_NC, largest / filled)
+        temperature = fit_temperature(wide_NC, label_N)
+        found = _cross_entropy(wide_NC / temperature, label_N)
+        if found < least:
+            least, best, chosen = found, temperature, largest / filled
+    return best, chosen
 
 
 def recall_threshold(scores: Floats, out_of_scope: Bools, recall: float) -> float:

@@ -162,7 +162,8 @@ class OptimizerConfig:
         weight_decay: On matrices; biases, norms and embeddings have none.
         warmup: Share of the optimizer steps, up to the end of a branch, in which the rates rise
             from 0.
-        schedule: After that, `linear` or `cosine` decay to 0, or `constant`.
+        schedule: After that, `linear` or `cosine` decay to 0, or `constant`; several branches begin
+            at the peak, and the rates fall in each.
         branches: Times that the last part of training is run, each time from the same weights on
             other rows; the model is the mean of their ends (`moe/branches.py`). 1 runs it once.
         stem: With several branches, the share of all steps before them.

@@ -80,18 +80,42 @@ def stack_votes(rows: Sequence[WindowSaid]) -> ClassifierVotes:
     )
 
 
+def spread(logits_NC: Floats, saturation_N: Floats | float) -> Floats:
+    """Logits times `atanh(m / s) / (m / s)`; m is a row's margin, s the saturation.
+
+    The margin is what the largest logit has above the second. Training brings the margins of the
+    rows that it has learned close to one value, and there a small difference tells as much as a
+    large one below: the inverse of that squeeze. The order of the classes stays.
+
+    Args:
+        logits_NC: Of at least two classes.
+        saturation_N: Of each row or of all; infinity changes nothing.
+    """
+    top_N2 = np.partition(logits_NC, -2, axis=1)[:, -2:]
+    ratio_N = np.clip((top_N2[:, 1] - top_N2[:, 0]) / saturation_N, 1e-6, 0.9999)
+    return logits_NC * (np.arctanh(ratio_N) / ratio_N)[:, None]
+
+
 def mix_classes(
-    votes: ClassifierVotes, temperature_P: Floats, num_rows: int, num_labels: int
+    votes: ClassifierVotes,
+    temperature_P: Floats,
+    saturation_P: Floats,
+    num_rows: int,
+    num_labels: int,
 ) -> Floats:
     """`sum_e w_e softmax(z_e / temperature_e)` (rows, labels) over the in-scope classes.
 
     Args:
         votes: Of all rows.
         temperature_P: Temperature of each pair's expert.
+        saturation_P: Its saturation (`spread`), before that.
         num_rows: Rows of the result; every one has a pair.
         num_labels: In-scope classes.
     """
-    logits_PC = votes.logits_PC[:, :num_labels] / temperature_P[:, None]
+    logits_PC = votes.logits_PC[:, :num_labels]
+    if np.isfinite(saturation_P).any():
+        logits_PC = spread(logits_PC, saturation_P)
+    logits_PC = logits_PC / temperature_P[:, None]
     mixed = np.zeros((num_rows, num_labels))
     np.add.at(mixed, votes.row_P, votes.weight_P[:, None] * np.exp(log_softmax(logits_PC)))
     return mixed

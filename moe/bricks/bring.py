@@ -13,7 +13,6 @@ from moe.bricks.memory import remember, with_memory
 from moe.bricks.merge import check_same_encoder
 from moe.bricks.scorer import fit_brick
 from moe.bricks.tasks import find_expert, with_task_config
-from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.types import InputError, TaskSpec
 
@@ -76,21 +75,18 @@ def _shape(task: TaskSpec) -> tuple[Any, ...]:
 def _with_fitted(
     bundle: Bundle, other: Bundle, task: TaskSpec, names: dict[str, str], *, new: bool
 ) -> Bundle:
-    """With the expert's temperature and, of a new task, its thresholds and metrics."""
+    """With what is fitted for the expert and, of a new task, its thresholds and metrics."""
     ours, theirs = bundle.calibration, other.calibration
-    fitted = {names[k]: v for k, v in theirs.temperature.items() if k in names}
 
     def joined(name: str) -> dict[str, float]:
         found = getattr(theirs, name)
         added = {task.name: found[task.name]} if new and task.name in found else {}
         return {**getattr(ours, name), **added}
 
-    calibration = Calibration(
-        temperature={**ours.temperature, **fitted},
+    calibration = replace(
+        ours.with_experts(theirs, names),
         out_of_scope=joined("out_of_scope"),
         no_answer=joined("no_answer"),
-        second_task=ours.second_task,
-        reference=ours.reference,
     )
     metrics, known = {**bundle.metrics}, other.metrics.get("tasks", {})
     if new and task.name in known:

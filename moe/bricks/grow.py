@@ -161,11 +161,9 @@ def _kept_and_measured(bundle: Bundle, rows: NewRows, wide_NP: Vectors, also: bo
         bundle = with_task_config(bundle, name, rows.config)
         bundle = remember(bundle, name, wide_NP, said.pooled_ND)
         return measured(refit(bundle, table, rows.config, said), table, said)
-    fresh = refit(bundle, table, rows.config, said).calibration.temperature
+    fresh = refit(bundle, table, rows.config, said).calibration
     added = bundle.model.tasks[table.task].expert_names[-1]
-    kept = bundle.calibration
-    temperature = {**kept.temperature, **{k: v for k, v in fresh.items() if k == added}}
-    return replace(bundle, calibration=replace(kept, temperature=temperature))
+    return replace(bundle, calibration=bundle.calibration.with_experts(fresh, {added: added}))
 
 
 def _with_spec(table: TaskTable, bundle: Bundle) -> TaskTable:

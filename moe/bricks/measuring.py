@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.collect import Answers
 from moe.config import TaskConfig
@@ -35,12 +34,10 @@ def refit(bundle: Bundle, table: TaskTable, task: TaskConfig, said: Answers) -> 
     recall = {name: task.out_of_scope_recall}
     fitted = fit_calibration([table], [said], bundle.model.expert_names, recall)
     old = bundle.calibration
-    calibration = Calibration(
-        temperature={**old.temperature, **fitted.temperature},
+    calibration = replace(
+        old.with_experts(fitted, {expert: expert for expert in fitted.temperature}),
         out_of_scope={**old.out_of_scope, **fitted.out_of_scope},
         no_answer={**old.no_answer, **fitted.no_answer},
-        second_task=old.second_task,
-        reference=old.reference,
     )
     return replace(bundle, calibration=calibration)
 

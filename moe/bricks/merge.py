@@ -17,6 +17,7 @@ from moe.bricks.rows import NewRows, read_rows
 from moe.bricks.states import EncodedRows, encode_rows, shuffled_batches
 from moe.bricks.tasks import find_expert, forget, listed, rebuild, replace_task, with_experts
 from moe.bricks.update import copied_model
+from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.config import OptimizerConfig, TaskConfig
 from moe.data.windows import TextTokenizer
@@ -272,10 +273,11 @@ def _joined(bundle: Bundle, task: TaskSpec, experts: tuple[str, str]) -> Bundle:
     both = ExpertSpec(name=one.name, rows=one.rows + two.rows, bricks=one.bricks + two.bricks)
     kept = [both if e.name == one.name else e for e in mine.experts if e.name != two.name]
     model = rebuild(bundle, replace_task(tasks, with_experts(mine, kept)))
-    temperature = bundle.calibration.temperature
+    fitted, mean = bundle.calibration, Calibration()
+    known = [name for name in experts if name in fitted.temperature]
+    if known:
+        mean.temperature[one.name] = float(fitted.temperatures(known).mean())
+        inverse = float(np.mean(1 / fitted.saturations(known)))
+        mean.saturation.update({one.name: 1 / inverse} if inverse else {})
     after = forget(replace(bundle, model=model), experts=[two.name])
-    values = [temperature[name] for name in experts if name in temperature]
-    if values:
-        fitted = {**after.calibration.temperature, one.name: sum(values) / len(values)}
-        after = replace(after, calibration=replace(after.calibration, temperature=fitted))
-    return after
+    return replace(after, calibration=after.calibration.with_experts(mean, {one.name: one.name}))

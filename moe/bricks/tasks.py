@@ -140,6 +140,7 @@ def forget(bundle: Bundle, *, experts: Sequence[str], tasks: Sequence[str] = ())
         metrics["experts"] = without_task(metrics["experts"], experts)
     calibration = Calibration(
         temperature=without_task(fitted.temperature, experts),
+        saturation=without_task(fitted.saturation, experts),
         out_of_scope=without_task(fitted.out_of_scope, tasks),
         no_answer=without_task(fitted.no_answer, tasks),
         second_task=fitted.second_task,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.calibration import Calibration, fit_out_of_scope, fit_temperature, recall_threshold
+from moe.calibration import Calibration, fit_confidence, fit_out_of_scope, recall_threshold
 from moe.data.formats import By, Example, classifier_examples, clinc_rows
 from moe.data.windows import TextTokenizer
 from moe.decode import Floats, Logits, WindowSaid, mix_classes, out_of_scope_scores, stack_votes
@@ -137,10 +137,11 @@ def _mixed(
     """Probabilities (N, C) of the in-scope classes; out-of-scope scores (N,), 0 without one."""
     votes, labels = stack_votes(said), len(spec.labels)
     temperature_P = calibration.temperatures(expert_names)[votes.expert_P]
+    saturation_P = calibration.saturations(expert_names)[votes.expert_P]
     score_N = np.zeros(len(said))
     if spec.out_of_scope is not None:
         score_N = out_of_scope_scores(votes, len(said), labels)
-    return mix_classes(votes, temperature_P, len(said), labels), score_N
+    return mix_classes(votes, temperature_P, saturation_P, len(said), labels), score_N
 
 
 def _answer(
@@ -211,7 +212,7 @@ def classify(collected: Collected, calibration: Calibration) -> ClassifierResult
 
 
 def fit(collected: Collected, fitted: Calibration, out_of_scope_recall: float) -> None:
-    """A temperature per expert on the in-scope rows that it answered; the rejection threshold."""
+    """Each expert's numbers, on the in-scope rows that it answered; the rejection threshold."""
     spec, votes = collected.spec, stack_votes(collected.said)
     label_N = collected.table.labels()[collected.row_N]
     in_scope_P = label_N[votes.row_P] < len(spec.labels)
@@ -219,7 +220,10 @@ def fit(collected: Collected, fitted: Calibration, out_of_scope_recall: float) -
         mine = in_scope_P & (votes.expert_P == expert)
         logits = votes.logits_PC[mine, : len(spec.labels)]
         name = collected.expert_names[expert]
-        fitted.temperature[name] = fit_temperature(logits, label_N[votes.row_P[mine]])
+        temperature, saturation = fit_confidence(logits, label_N[votes.row_P[mine]])
+        fitted.temperature[name] = temperature
+        if saturation is not None:
+            fitted.saturation[name] = saturation
     if spec.out_of_scope is not None:
         score_N = out_of_scope_scores(votes, len(label_N), len(spec.labels))
         outside_N = label_N == len(spec.labels)

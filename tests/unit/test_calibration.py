@@ -10,13 +10,14 @@ import pytest
 from moe.abstain import Reference
 from moe.calibration import (
     Calibration,
+    fit_confidence,
     fit_no_answer,
     fit_out_of_scope,
     fit_second_task,
     fit_temperature,
     recall_threshold,
 )
-from moe.decode import log_softmax
+from moe.decode import log_softmax, spread
 
 
 def drawn_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +50,45 @@ def test_bounds_of_the_temperature() -> None:
     assert fit_temperature(logits, labels) == pytest.approx(0.05)      # always right
     assert fit_temperature(logits, 1 - labels) == pytest.approx(20.0)  # always wrong
     assert fit_temperature(np.zeros((0, 2)), np.array([], dtype=np.int64)) == 1.0
+
+
+@pytest.mark.parametrize(("temperature", "saturation"), [(1.0, 6.0), (0.5, 6.0), (2.0, 4.0)])
+def test_a_known_saturation_is_found(temperature: float, saturation: float) -> None:
+    """Rows whose true logits were squeezed to margins below the saturation."""
+    random = np.random.default_rng(0)
+    true = random.normal(size=4000) * 6 / temperature
+    labels = (random.random(4000) < 1 / (1 + np.exp(-true))).astype(int)
+    squeezed = saturation * np.tanh(true * temperature / saturation)
+    logits = np.stack([np.zeros(4000), squeezed], axis=1)
+    found, bound = fit_confidence(logits, labels)
+    assert bound == pytest.approx(saturation, rel=0.05)
+    assert found == pytest.approx(temperature, rel=0.1)
+    assert fit_temperature(logits, labels) < found  # alone it has to stand for both
+
+
+def test_what_does_not_saturate_keeps_about_its_temperature() -> None:
+    logits, labels = drawn_rows(4000)
+    temperature, bound = fit_confidence(logits, labels)
+    wide = logits if bound is None else spread(logits, bound)
+    assert np.abs(wide / temperature - logits).mean() < 0.1
+
+
+def test_confidence_of_nothing_and_of_one_class() -> None:
+    assert fit_confidence(np.zeros((0, 2)), np.array([], dtype=np.int64)) == (1.0, None)
+    assert fit_confidence(np.zeros((3, 2)), np.zeros(3, dtype=np.int64))[1] is None
+    assert fit_confidence(np.ones((3, 1)), np.zeros(3, dtype=np.int64))[1] is None
+
+
+def test_what_is_fitted_for_experts_moves_with_them() -> None:
+    ours = Calibration(temperature={"a": 1.0, "b": 2.0}, saturation={"a": 5.0, "b": 6.0},
+                       second_task=0.5)
+    theirs = Calibration(temperature={"x": 3.0, "y": 4.0}, saturation={"y": 7.0})
+    found = ours.with_experts(theirs, {"x": "b", "y": "c"})
+    assert found.temperature == {"a": 1.0, "b": 3.0, "c": 4.0}
+    assert found.saturation == {"a": 5.0, "c": 7.0}  # b's own went with its temperature
+    assert found.second_task == 0.5
+    again = Calibration.from_saved(found.to_dict(), {})
+    assert again == found
 
 
 @pytest.mark.parametrize(("recall", "expected"), [

@@ -19,6 +19,7 @@ from moe.decode import (
     mix_classes,
     out_of_scope_scores,
     span_text,
+    spread,
 )
 
 INF = math.inf
@@ -130,11 +131,30 @@ def test_mix_classes_by_hand() -> None:
         logits_PC=np.log([[1.0, 3.0, 9.0], [2.0, 8.0, 1.0], [4.0, 1.0, 9.0]]),
     )
     # Row 0: 2/10, 8/10. Row 1: 1/4 * (1/4, 3/4) + 3/4 * (4/5, 1/5) = (53/80, 27/80).
-    plain = mix_classes(votes, np.ones(3), 2, 2)
+    plain = mix_classes(votes, np.ones(3), np.full(3, np.inf), 2, 2)
     np.testing.assert_allclose(plain, [[0.2, 0.8], [53 / 80, 27 / 80]])
     # Temperature 1/2 squares the odds: row 1's first pair becomes (1/10, 9/10).
-    sharp = mix_classes(votes, np.array([0.5, 1.0, 1.0]), 2, 2)
+    sharp = mix_classes(votes, np.array([0.5, 1.0, 1.0]), np.full(3, np.inf), 2, 2)
     np.testing.assert_allclose(sharp[1], [0.025 + 0.6, 0.225 + 0.15])
+    # The first expert saturates at log 9; its margin in row 1 is log 3, half of that.
+    wide = mix_classes(votes, np.ones(3), np.array([np.log(9), np.inf, np.inf]), 2, 2)
+    odds = 9 ** math.atanh(0.5)  # the margin log 9 * 1/2 becomes log 9 * atanh(1/2)
+    first = np.array([1, odds]) / (1 + odds)
+    np.testing.assert_allclose(wide[1], 0.25 * first + 0.75 * np.array([0.8, 0.2]))
+
+
+@pytest.mark.parametrize("rows", [
+    [[0.0, 3.0, 1.0], [2.0, 2.0, -1.0], [-4.0, -5.0, -9.0]],  # margins 2, 0 and 1
+    [[5.0, 1.0], [0.0, 0.0], [-0.5, 0.5]],
+])
+def test_spread_widens_margins_and_keeps_the_order(rows: list[list[float]]) -> None:
+    logits = np.array(rows)
+    wide = spread(logits, 4.1)
+    assert (wide.argsort(1) == logits.argsort(1)).all()
+    margins = [np.diff(np.sort(each, axis=1))[:, -1] for each in (logits, wide)]
+    np.testing.assert_allclose(margins[1], 4.1 * np.arctanh(margins[0] / 4.1), rtol=1e-5)
+    np.testing.assert_allclose(spread(logits, np.inf), logits)
+    assert np.isfinite(spread(logits * 100, 4.1)).all()  # beyond what was seen
 
 
 def test_out_of_scope_scores_by_hand() -> None:

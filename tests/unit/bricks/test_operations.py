@@ -236,6 +236,18 @@ def test_a_merge_keeps_the_mass_of_the_task(old_model: Old, hand_batch) -> None:
     parents = [bundle.model.experts[f"intent-{n}"].state_dict()[key] for n in (0, 2)]
     assert_close(made.model.experts["intent-0"].state_dict()[key], sum(parents) / 2)
     assert made.calibration.temperature == {"qa-0": 1.5, "intent-0": 0.7}
+    assert made.calibration.saturation == {}
+
+
+def test_a_merge_averages_what_was_fitted(old_model: Old) -> None:
+    bundle = old_model()
+    bundle = replace(bundle, calibration=replace(
+        bundle.calibration, temperature={"intent-0": 1.0, "intent-2": 2.0, "intent-1": 9.0},
+        saturation={"intent-2": 4.0, "intent-1": 3.0}))
+    made = merge(bundle, experts=("intent-0", "intent-2"), method="average").bundle.calibration
+    assert made.temperature == {"intent-0": 1.5, "intent-1": 9.0}
+    # Without a saturation is with an infinite one: (1 / inf + 1 / 4) / 2 = 1 / 8.
+    assert made.saturation == {"intent-0": 8.0, "intent-1": 3.0}
 
 
 @pytest.mark.parametrize("method", ["fisher", "ties"])
