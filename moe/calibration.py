@@ -50,6 +50,12 @@ class Calibration:
         """Saturation (E,) of each expert; infinity where none was fitted."""
         return np.array([self.saturation.get(name, np.inf) for name in expert_names])
 
+    def set_confidence(self, expert: str, temperature: float, saturation: float | None) -> None:
+        """Puts in what `fit_confidence` found for an expert."""
+        self.temperature[expert] = temperature
+        if saturation is not None:
+            self.saturation[expert] = saturation
+
     def with_experts(self, other: Calibration, names: Mapping[str, str]) -> Calibration:
         """With what `other` has fitted for experts, which are called `names[theirs]` here."""
 

@@ -219,11 +219,8 @@ def fit(collected: Collected, fitted: Calibration, out_of_scope_recall: float) -
     for expert in np.unique(votes.expert_P):
         mine = in_scope_P & (votes.expert_P == expert)
         logits = votes.logits_PC[mine, : len(spec.labels)]
-        name = collected.expert_names[expert]
-        temperature, saturation = fit_confidence(logits, label_N[votes.row_P[mine]])
-        fitted.temperature[name] = temperature
-        if saturation is not None:
-            fitted.saturation[name] = saturation
+        numbers = fit_confidence(logits, label_N[votes.row_P[mine]])
+        fitted.set_confidence(collected.expert_names[expert], *numbers)
     if spec.out_of_scope is not None:
         score_N = out_of_scope_scores(votes, len(label_N), len(spec.labels))
         outside_N = label_N == len(spec.labels)
