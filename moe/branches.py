@@ -28,7 +28,7 @@ class BranchPlan:
     """Which optimizer steps belong to what.
 
     Attributes:
-        stem: Steps before the branches.
+        stem: Steps before the branches, 0 for one; up to there the rates stay at their peak.
         length: Steps of each branch.
         count: Branches, one after the other.
     """
@@ -50,18 +50,14 @@ class BranchPlan:
                 f"optimizer.branches is {count}, and training has {total_steps} steps: raise "
                 "trainer.max_steps, or set optimizer.branches to 1"
             )
-        length = min(max(round(total_steps * (1 - config.stem) / count), 1), total_steps // count)
+        stem = config.stem if count > 1 else 0.0
+        length = min(max(round(total_steps * (1 - stem) / count), 1), total_steps // count)
         return cls(stem=total_steps - count * length, length=length, count=count)
 
     @property
     def way(self) -> int:
         """Steps from the first one to the end of any branch."""
         return self.stem + self.length
-
-    @property
-    def hold(self) -> int:
-        """Steps at the peak rates: with several branches they fall in each branch alone."""
-        return self.stem if self.count > 1 else 0
 
     def position(self, step: int) -> int:
         """How far on its way the step with the number `step`, counted from 0, is."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.abstain import Reference, Vectors
-from moe.decode import Floats, log_softmax, spread
+from moe.decode import Floats, log_softmax, margins, spread
 
 Bools = NDArray[np.bool_]
 
@@ -109,12 +109,17 @@ def fit_temperature(logits_NC: Floats, label_N: Any) -> float:
         return _cross_entropy(logits_NC * inverse, label_N)
 
     low, high, ratio = 0.05, 20.0, (np.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = cross_entropy(left), cross_entropy(right)
     for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if cross_entropy(left) < cross_entropy(right):
-            high = right
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = cross_entropy(left)
         else:
-            low = left
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = cross_entropy(right)
     return float(2 / (low + high))
 
 
@@ -139,8 +144,7 @@ def fit_confidence(logits_NC: Floats, label_N: Any) -> tuple[float, float | None
     if len(logits_NC) == 0 or logits_NC.shape[1] < 2:
         return best, None
     least = _cross_entropy(logits_NC / best, label_N)
-    top_N2 = np.partition(logits_NC, -2, axis=1)[:, -2:]
-    largest = float((top_N2[:, 1] - top_N2[:, 0]).max())
+    largest = float(margins(logits_NC).max())
     for filled in FILLED if largest > 0 else ():
         wide_NC = spread(logits_NC, largest / filled)
         temperature = fit_temperature(wide_NC, label_N)

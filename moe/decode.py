@@ -80,19 +80,25 @@ def stack_votes(rows: Sequence[WindowSaid]) -> ClassifierVotes:
     )
 
 
-def spread(logits_NC: Floats, saturation_N: Floats | float) -> Floats:
-    """Logits times `atanh(m / s) / (m / s)`; m is a row's margin, s the saturation.
+def margins(logits_NC: Floats) -> Floats:
+    """What the largest logit of each row (N,) has above the second, of at least two."""
+    top_N2 = np.partition(logits_NC, -2, axis=1)[:, -2:]
+    found_N: Floats = top_N2[:, 1] - top_N2[:, 0]
+    return found_N
 
-    The margin is what the largest logit has above the second. Training brings the margins of the
-    rows that it has learned close to one value, and there a small difference tells as much as a
-    large one below: the inverse of that squeeze. The order of the classes stays.
+
+def spread(logits_NC: Floats, saturation_N: Floats | float) -> Floats:
+    """Logits times `atanh(m / s) / (m / s)`; m is a row's margin (`margins`), s the saturation.
+
+    Training brings the margins of the rows that it has learned close to one value, and there a
+    small difference tells as much as a large one below: the inverse of that squeeze. The order of
+    the classes stays.
 
     Args:
         logits_NC: Of at least two classes.
         saturation_N: Of each row or of all; infinity changes nothing.
     """
-    top_N2 = np.partition(logits_NC, -2, axis=1)[:, -2:]
-    ratio_N = np.clip((top_N2[:, 1] - top_N2[:, 0]) / saturation_N, 1e-6, 0.9999)
+    ratio_N = np.clip(margins(logits_NC) / saturation_N, 1e-6, 0.9999)
     return logits_NC * (np.arctanh(ratio_N) / ratio_N)[:, None]
 
 

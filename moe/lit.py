@@ -215,7 +215,7 @@ class LitMixture(L.LightningModule):
         optimizer = AdamW(parameter_groups(self.model, config), fused=True)
 
         def factor(step: int) -> float:
-            return rate_factor(plan.position(step), plan.way, config, hold=plan.hold)
+            return rate_factor(plan.position(step), plan.way, config, hold=plan.stem)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 

@@ -276,8 +276,8 @@ def _joined(bundle: Bundle, task: TaskSpec, experts: tuple[str, str]) -> Bundle:
     fitted, mean = bundle.calibration, Calibration()
     known = [name for name in experts if name in fitted.temperature]
     if known:
-        mean.temperature[one.name] = float(fitted.temperatures(known).mean())
+        temperature = float(fitted.temperatures(known).mean())
         inverse = float(np.mean(1 / fitted.saturations(known)))
-        mean.saturation.update({one.name: 1 / inverse} if inverse else {})
+        mean.set_confidence(one.name, temperature, 1 / inverse if inverse else None)
     after = forget(replace(bundle, model=model), experts=[two.name])
     return replace(after, calibration=after.calibration.with_experts(mean, {one.name: one.name}))

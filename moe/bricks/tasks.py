@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from moe.build import build_model, build_task_expert
-from moe.calibration import Calibration
 from moe.checkpoint import Bundle
 from moe.config import TaskConfig
 from moe.experts import Expert
@@ -138,12 +137,12 @@ def forget(bundle: Bundle, *, experts: Sequence[str], tasks: Sequence[str] = ())
         metrics["tasks"] = without_task(metrics["tasks"], tasks)
     if "experts" in metrics:
         metrics["experts"] = without_task(metrics["experts"], experts)
-    calibration = Calibration(
+    calibration = replace(
+        fitted,
         temperature=without_task(fitted.temperature, experts),
         saturation=without_task(fitted.saturation, experts),
         out_of_scope=without_task(fitted.out_of_scope, tasks),
         no_answer=without_task(fitted.no_answer, tasks),
-        second_task=fitted.second_task,
         reference=reference,
     )
     return replace(bundle, calibration=calibration, memory=memory, metrics=metrics)

@@ -34,13 +34,12 @@ def test_stem_and_length(branches: int, stem: float, steps: int, expected: tuple
     found = plan(branches, stem, steps)
     assert (found.stem, found.length) == expected
     assert found.position(steps) == found.way  # the rate ends where a branch ends
-    assert found.hold == found.stem
 
 
 def test_one_branch_is_a_run_as_usual() -> None:
     found = plan(1, 0.3, 7)
     assert [found.position(step) for step in range(8)] == list(range(8))
-    assert found.hold == 0
+    assert (found.stem, found.length) == (0, 7)
 
 
 def test_fewer_steps_than_branches() -> None:
