@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.comparison import Side, one_run, run_side
+from moe.comparison import Side, run_side, steps_alone
 from moe.evaluation import main_metric
 from moe.runs import read_result
 from moe.types import InputError
@@ -58,6 +58,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "encoder rate x 2": ("--optimizer.encoder_lr", "{encoder_lr} * 2"),
     "expert rate x 0.5": ("--optimizer.expert_lr", "{expert_lr} * 0.5"),
     "expert rate x 2": ("--optimizer.expert_lr", "{expert_lr} * 2"),
+    "rates that fall": ("--optimizer.schedule", "linear", "--optimizer.average", "0"),
     "routing x 0.3": ("--model.loss.routing", "{routing} * 0.3"),
     "routing x 3": ("--model.loss.routing", "{routing} * 3"),
     "no routing rows": ("--data.routing", "null"),
@@ -113,7 +114,7 @@ def run_variant(
     place = folder / variant.replace(" ", "-").replace(",", "")
     results = []
     for seed in seeds:
-        words = (*arguments, *one_run(steps), "--seed_everything", str(seed))
+        words = (*arguments, *steps_alone(steps), "--seed_everything", str(seed))
         side = Side(name=f"seed{seed}", arguments=words)
         results.append(read_result(run_side(side, base, place, train)))
     return {

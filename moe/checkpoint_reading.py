@@ -36,7 +36,7 @@ FORMAT_VERSION = 3  # since 3 experts may be added, merged and removed; 2 is rea
 READ_VERSIONS = (2, 3)
 MODEL_TYPE = "mixture-of-experts"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a model folder, and its card
-TRAINED = ("state_dict", "optimizer_states", "branches")  # what must be finite
+TRAINED = ("state_dict", "optimizer_states", "average")  # what must be finite
 # No weights; so begin their names in model.safetensors. A profile has NaN for what is not there.
 KEPT = ("reference", "memory", "profile")
 _MIXTURE = {
@@ -44,7 +44,7 @@ _MIXTURE = {
     "reference", "memory", "profile", "metrics", "history",
 }  # fmt: skip
 _LIGHTNING = {
-    "mixture", "guard", "branches", "state_dict", "epoch", "global_step",
+    "mixture", "guard", "average", "state_dict", "epoch", "global_step",
     "pytorch-lightning_version", "loops", "callbacks", "optimizer_states", "lr_schedulers",
 }  # fmt: skip
 _MAX_PARTS = 256  # encoder layers and experts; each takes 6 ms to lay out

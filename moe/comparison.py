@@ -2,8 +2,8 @@
 
 Every single-task model sees as many rows of its task as the joint run does, so that all of them
 together cost about what the joint run costs; the minutes are reported. It is fine-tuned as usual,
-in one run, also where the joint run has branches. Both sides are measured on the same validation
-rows, and their difference has a paired-bootstrap interval.
+with rates that fall to 0, also where the joint run averages its weights. Both sides are measured
+on the same validation rows, and their difference has a paired-bootstrap interval.
 
 Dimensions: N rows.
 """
@@ -81,7 +81,7 @@ def sides(
         rows = share * config.data.batch_size * joint_steps
         own = ["--data.tasks", f"[{name}]", "--data.batch_size", str(batch_size)]
         own += ["--optimizer.encoder_lr", str(encoder_lr), f"--tasks.{name}.experts", "1"]
-        own += [f"--tasks.{name}.weight", "1.0", *one_run(max(round(rows / batch_size), 1))]
+        own += [f"--tasks.{name}.weight", "1.0", *usual(max(round(rows / batch_size), 1))]
         found.append(Side(name=name, arguments=(*common, *own)))
     return found
 
@@ -91,9 +91,9 @@ def steps_alone(steps: int) -> list[str]:
     return ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
 
 
-def one_run(steps: int) -> list[str]:
-    """The same without branches: of few steps, each would be too short to learn."""
-    return [*steps_alone(steps), "--optimizer.branches", "1"]
+def usual(steps: int) -> list[str]:
+    """The same as one usually fine-tunes: the rates fall to 0, and no weights are averaged."""
+    return [*steps_alone(steps), "--optimizer.schedule", "linear", "--optimizer.average", "0"]
 
 
 def run_side(side: Side, base: Sequence[str], folder: Path, train: Path) -> Path:

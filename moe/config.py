@@ -160,13 +160,10 @@ class OptimizerConfig:
         expert_lr: Peak learning rate of trunks and heads.
         gate_lr: Peak learning rate of the gate.
         weight_decay: On matrices; biases, norms and embeddings have none.
-        warmup: Share of the optimizer steps, up to the end of a branch, in which the rates rise
-            from 0.
-        schedule: After that, `linear` or `cosine` decay to 0, or `constant`; several branches begin
-            at the peak, and the rates fall in each.
-        branches: Times that the last part of training is run, each time from the same weights on
-            other rows; the model is the mean of their ends (`moe/branches.py`). 1 runs it once.
-        stem: With several branches, the share of all steps before them.
+        warmup: Share of the optimizer steps in which the rates rise from 0.
+        schedule: After that, `linear` or `cosine` decay to 0, or `constant`.
+        average: Share of the optimizer steps, the last ones, whose mean weights are the model
+            (`moe/averaging.py`); 0 takes the weights after the last one. For `constant` rates.
         gradient_clip: Largest norm of the whole gradient; 0 does not clip.
         max_skipped: Steps in a row without a finite loss and gradient that end training; each is
             skipped.
@@ -178,16 +175,15 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     warmup: float = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    branches: int = 1
-    stem: float = 0.3
+    average: float = 0.0
     gradient_clip: float = 1.0
     max_skipped: int = 5
 
     def __post_init__(self) -> None:
         names = "encoder_lr expert_lr gate_lr weight_decay gradient_clip"
         check_range("optimizer", self, names, 0)
-        check_range("optimizer", self, "warmup stem", 0, 1)
-        check_range("optimizer", self, "max_skipped branches", 1)
+        check_range("optimizer", self, "warmup average", 0, 1)
+        check_range("optimizer", self, "max_skipped", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +220,9 @@ class ExperimentConfig:
         check(self.data.tasks != [], "data.tasks must name a task or be null, got []")
         check_range("config", self, "checkpoint_every patience", 1)
         check(
-            self.patience is None or self.optimizer.branches == 1,
-            f"patience is {self.patience} and optimizer.branches {self.optimizer.branches}: a run "
-            "that stops early has no mean of its branches; set patience to null, or branches to 1",
+            self.patience is None or self.optimizer.average == 0,
+            f"patience is {self.patience} and optimizer.average {self.optimizer.average:g}: a run "
+            "that stops early has no mean of its last part; set patience to null, or average to 0",
         )
 
     @property

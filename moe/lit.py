@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from moe.abstain import Vectors
 from moe.allocator import peak_memory_gb
-from moe.branches import Branches, BranchPlan
+from moe.averaging import WeightAverage
 from moe.calibration import Calibration
 from moe.checkpoint import (
     arrays,
@@ -91,7 +91,7 @@ class LitMixture(L.LightningModule):
         self.routing = routing
         self.exemplars = dict(exemplars or {})
         self.total_steps = total_steps
-        self.branches = Branches(BranchPlan.of(config.optimizer, total_steps))
+        self.average = WeightAverage(total_steps, config.optimizer.average)
         self.identity = identity
         self.stop = StopSignals() if stop is None else stop
         self.guard = StepGuard(config.optimizer.max_skipped)
@@ -117,7 +117,6 @@ class LitMixture(L.LightningModule):
         """Runs every micro-batch, clips, and moves the weights once."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        self.branches.before(self.trainer.global_step, self.model)
         optimizer.zero_grad()
         groups = step.together(self.config.data.max_tokens)
         rows_T = step.micro_batches[0].step_rows_T
@@ -145,7 +144,7 @@ class LitMixture(L.LightningModule):
         if self.config.model.loss.bias_rate > 0 and moves:
             rate = self.config.model.loss.bias_rate
             self.model.gate.update_bias(sums.chosen_E, self.model.task_sizes, rate)
-        self.branches.after(self.trainer.global_step, self.model)
+        self.average.update(self.trainer.global_step, self.model)
         if self.trainer.global_step % self._log_every == 0:
             self._log_step(step, sums, total, norm)
 
@@ -210,12 +209,12 @@ class LitMixture(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """Fused AdamW over encoder, experts and gate, with warm-up and decay in every branch."""
-        config, plan = self.config.optimizer, self.branches.plan
+        """Fused AdamW over encoder, experts and gate, with warm-up and decay."""
+        config, total_steps = self.config.optimizer, self.total_steps
         optimizer = AdamW(parameter_groups(self.model, config), fused=True)
 
         def factor(step: int) -> float:
-            return rate_factor(plan.position(step), plan.way, config, hold=plan.stem)
+            return rate_factor(step, total_steps, config)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
@@ -277,7 +276,7 @@ class LitMixture(L.LightningModule):
         """Adds all that is needed to load the model offline in a fresh process."""
         checkpoint["guard"] = self.guard.state_dict()
         if "optimizer_states" in checkpoint:  # else it is to answer with
-            checkpoint["branches"] = self.branches.state_dict()
+            checkpoint["average"] = self.average.state_dict()
         checkpoint["mixture"] = {
             **self.identity,
             "calibration": self.calibration.to_dict(),
@@ -290,7 +289,7 @@ class LitMixture(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the fitted numbers again, so that a resumed run saves them too."""
         self.guard.load_state_dict(checkpoint.get("guard", self.guard.state_dict()))
-        self.branches.load_state_dict(checkpoint.get("branches", {}), self.model)
+        self.average.load_state_dict(checkpoint.get("average", {}), self.model)
         saved = checkpoint["mixture"]
         kept = arrays(saved.get("reference", {}))
         self.calibration = Calibration.from_saved(saved["calibration"], kept)

@@ -228,7 +228,7 @@ def main_settings(config: ExperimentConfig) -> dict[str, bool | float | str]:
         "optimizer.encoder_lr": optimizer.encoder_lr,
         "optimizer.expert_lr": optimizer.expert_lr,
         "optimizer.gate_lr": optimizer.gate_lr,
-        "optimizer.branches": optimizer.branches,
+        "optimizer.average": optimizer.average,
         "data.batch_size": data.batch_size,
         "data.mixing.kind": data.mixing.kind,
         "seed_everything": config.seed_everything,

@@ -32,16 +32,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def rate_factor(step: int, total_steps: int, config: OptimizerConfig, *, hold: int = 0) -> float:
-    """Factor in [0, 1] on the peak learning rate of optimizer step `step`, counted from 0.
-
-    The rate stays at its peak in all of the first `hold` steps that are not warm-up.
-    """
+def rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Factor in [0, 1] on the peak learning rate of optimizer step `step`, counted from 0."""
     warmup = round(config.warmup * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    fall = max(warmup, hold)
-    progress = min(max(step - fall, 0) / max(total_steps - fall, 1), 1.0)
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
     if config.schedule == "linear":
         return 1 - progress
     if config.schedule == "cosine":

@@ -241,8 +241,8 @@ def _fit(
         if engine.checkpoint_callbacks:
             print(f"stopped; go on with: python train.py --resume {folder}", flush=True)
         raise
-    if lit.branches.stem:
-        print("training ended inside a branch: the model is that branch, not a mean", flush=True)
+    if lit.average.mean:
+        print("training ended before its last step: the model is no mean of weights", flush=True)
     return (time.monotonic() - start) / 60, engine.global_step
 
 

@@ -28,7 +28,7 @@ SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "compile": ({"compiled": True}, {"compiled": False}),
     "together": ({"together": True}, {"together": False}),
 }
-# Rows and tokens of the micro-batches of one step, as `configs/local.yaml` has them.
+# Rows and tokens of the micro-batches of one step, about as `configs/local.yaml` has them.
 STEP = ((5, 190), (4, 90), (18, 22), (22, 14), (18, 9))
 BATCH = {"rows": 16, "tokens": 96, "steps": 5}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from moe.checkpoint import load_bundle
 from moe.comparison import Side as Training
-from moe.comparison import one_run, run_side
+from moe.comparison import run_side, steps_alone
 from moe.rehearsal.faults import FAULTS, damaged
 from moe.release.canaries import read_canaries
 from moe.release.check import broken, check_sides
@@ -147,7 +147,7 @@ def judge_retrains(
     bundle = load_bundle(ckpt)
     bundle.model.encoder.save_pretrained(encoder)
     (encoder / "tokenizer.json").write_text(bundle.tokenizer.to_json(), encoding="utf-8")
-    every = (*base, *one_run(steps), "--model.encoder.name", str(encoder))
+    every = (*base, *steps_alone(steps), "--model.encoder.name", str(encoder))
 
     def trained(seed: int) -> Path:
         side = Training(name=f"seed{seed}", arguments=("--seed_everything", str(seed)))

@@ -185,35 +185,36 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert "nothing to do" in run("train.py", "--resume", folder).stdout
 
 
-def test_branches_end_alike_when_the_second_is_cut(
+def test_averaged_weights_end_alike_when_the_run_is_cut(
     project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps 1 and 2 are the stem, 3 to 5 and 6 to 8 a branch each; after step 6 it was saved."""
+    """Of 14 steps the last 13 are averaged, steps 11 and 14; after step 12 it was saved."""
     step = LitMixture.training_step
 
     def cut(self: LitMixture, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step == 7:
+        if self.trainer.global_step == 13:
             raise RuntimeError("power cut")
         step(self, batch, batch_idx)
 
-    arguments = ("--config", project / "tiny.yaml", "--optimizer.branches", 2,
-                 "--optimizer.stem", 0.25, "--trainer.default_root_dir")
+    arguments = ("--config", project / "tiny.yaml", "--optimizer.average", 0.9,
+                 "--optimizer.schedule", "constant", "--trainer.max_steps", 14,
+                 "--trainer.val_check_interval", 14, "--trainer.default_root_dir")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(LitMixture, "training_step", cut)
-        run("train.py", *arguments, project / "branch-cut")
+        run("train.py", *arguments, project / "mean-cut")
     parts, whole = (project / name / "tiny" / "version_0" / "checkpoints"
-                    for name in ("branch-cut", "branch-whole"))
+                    for name in ("mean-cut", "mean-whole"))
     saved = torch.load(parts / "last.ckpt")
-    assert saved["global_step"] == 6
-    assert saved["branches"]["plan"] == {"stem": 2, "length": 3, "count": 2}
-    said = run("train.py", "--resume", parts.parent, "--trainer.max_steps", 9, code=2)
-    assert "--resume: its steps belong to other branches" in said.stderr
+    assert saved["global_step"] == 12
+    assert (saved["average"]["before"], saved["average"]["count"]) == (1, 1)
+    said = run("train.py", "--resume", parts.parent, "--trainer.max_steps", 20, code=2)
+    assert "--resume: its weights are averaged since optimizer step 1" in said.stderr
     run("train.py", "--resume", parts.parent)
-    run("train.py", *arguments, project / "branch-whole")
+    run("train.py", *arguments, project / "mean-whole")
     first, resumed = state(whole / "last.ckpt"), state(parts / "last.ckpt")
     assert all(torch.equal(first[name], resumed[name]) for name in first)
-    assert torch.load(whole / "last.ckpt")["branches"]["mean"] == {}
-    assert "branches" not in torch.load(whole / "best.ckpt")
+    assert torch.load(whole / "last.ckpt")["average"] == {}
+    assert "average" not in torch.load(whole / "best.ckpt")
 
 
 def test_one_task_alone(project: Path, run: Run) -> None:

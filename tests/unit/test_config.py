@@ -75,8 +75,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
     (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
     (OptimizerConfig, {"gradient_clip": -1.0}, "gradient_clip must be at least 0, got -1"),
     (OptimizerConfig, {"warmup": 1.5}, "optimizer.warmup must be in [0, 1], got 1.5"),
-    (OptimizerConfig, {"stem": 1.5}, "optimizer.stem must be in [0, 1], got 1.5"),
-    (OptimizerConfig, {"branches": 0}, "optimizer.branches must be at least 1, got 0"),
+    (OptimizerConfig, {"average": 1.5}, "optimizer.average must be in [0, 1], got 1.5"),
     (experiment, {"tasks": {}}, "tasks must name at least one task, got {}"),
     # A name is part of a module's name, which can have no dot.
     (experiment, {"tasks": {"my.topic": TASK}}, "'my.topic' must be letters, digits and"),
@@ -84,8 +83,8 @@ def experiment(**changes: Any) -> ExperimentConfig:
     (experiment, {"data": DataConfig(tasks=[])}, "must name a task or be null, got []"),
     (experiment, {"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
     (experiment, {"patience": 0}, "patience must be at least 1, got 0"),
-    (experiment, {"patience": 2, "optimizer": OptimizerConfig(branches=3)},
-     "patience is 2 and optimizer.branches 3: a run that stops early has no mean"),
+    (experiment, {"patience": 2, "optimizer": OptimizerConfig(average=0.5)},
+     "patience is 2 and optimizer.average 0.5: a run that stops early has no mean"),
 ])
 def test_a_wrong_value_is_named(build: Any, values: dict, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
@@ -105,8 +104,7 @@ def test_a_wrong_value_is_named(build: Any, values: dict, message: str) -> None:
     (DataConfig, {"max_length": 16, "stride": 15, "max_tokens": 16, "batch_size": 1}),
     (DataConfig, {"attach_context": 1, "noise": 1, "max_padding": 0.0, "workers": 0}),
     (OptimizerConfig, {"warmup": 1.0, "gradient_clip": 0.0, "encoder_lr": 0.0}),
-    (OptimizerConfig, {"branches": 1, "stem": 1.0}),
-    (OptimizerConfig, {"branches": 2, "stem": 0.0}),
+    (OptimizerConfig, {"average": 1.0}),
     (experiment, {"checkpoint_every": 1, "patience": 1, "data": DataConfig(tasks=["a"])}),
 ])
 def test_values_at_the_edge_are_fine(build: Any, values: dict) -> None:

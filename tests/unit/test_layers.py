@@ -18,7 +18,7 @@ LAYERS = {
         "experts.tagger", "experts.trunk", "data.__init__", "data.augment", "data.cleaning",
         "data.collate", "data.files", "data.formats", "data.tags", "data.text",
         "data.windows"},
-    2: {"model", "build", "branches", "step_loss", "validation", "abstain", "calibration",
+    2: {"model", "build", "averaging", "step_loss", "validation", "abstain", "calibration",
         "explain", "fitting", "readout", "collect",
         "evaluation", "profile", "forms.__init__", "forms.base", "forms.classifier", "forms.span",
         "forms.tagger", "data.sources", "data.routing", "data.tables", "data.mixing",

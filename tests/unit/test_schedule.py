@@ -73,16 +73,6 @@ def test_rate_factor_by_hand(schedule, expected: dict[int, float]) -> None:
         assert rate_factor(step, 20, config) == pytest.approx(factor, abs=1e-6), step
 
 
-def test_a_held_rate_falls_after_the_hold_or_the_warmup() -> None:
-    config = OptimizerConfig(warmup=0.2)
-    # 20 steps, 4 of warm-up, the peak up to step 12, then 8 steps down.
-    expected = {3: 4 / 5, 4: 1.0, 11: 1.0, 12: 1.0, 14: 3 / 4, 19: 1 / 8, 20: 0.0}
-    for step, factor in expected.items():
-        assert rate_factor(step, 20, config, hold=12) == pytest.approx(factor), step
-    for step in range(21):
-        assert rate_factor(step, 20, config, hold=3) == rate_factor(step, 20, config)
-
-
 def test_rate_factor_stays_within_zero_and_one() -> None:
     for warmup in (0.0, 0.06, 0.5, 1.0):
         for schedule in ("linear", "cosine", "constant"):
