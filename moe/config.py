@@ -232,6 +232,9 @@ class ExperimentConfig:
         return {k: v for k, v in self.tasks.items() if chosen is None or k in chosen}
 
 
+_GONE = {"branches", "stem"}  # options of training that checkpoints hold and answers do not need
+
+
 def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The config that `dataclasses.asdict` described, as saved in a checkpoint."""
 
@@ -239,11 +242,15 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         types = get_type_hints(cls)
         known = {f.name for f in fields(cls)}
         for name in values:
-            check(name in known, f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}")
+            check(
+                name in known | _GONE,
+                f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}",
+            )
         return cls(
             **{
                 name: build(types[name], value) if is_dataclass(types[name]) else value
                 for name, value in values.items()
+                if name in known
             }
         )
 

@@ -179,6 +179,12 @@ def test_a_saved_config_is_checked_again() -> None:
         config_from_dict(values)
 
 
+def test_a_checkpoint_with_options_that_are_gone() -> None:
+    values = asdict(experiment())
+    values["optimizer"] |= {"branches": 2, "stem": 0.3}
+    assert config_from_dict(values) == experiment()
+
+
 def test_what_is_left_out_has_its_default() -> None:
     assert config_from_dict({"tasks": {"a": {"type": "classifier", "train": "a.csv"}}}) \
         == experiment()
