@@ -45,11 +45,11 @@ class WeightAverage:
             return
         self.count += 1
         for name, own in _floats(model).items():
-            value = own.to(torch.promote_types(own.dtype, torch.float32), copy=self.count == 1)
-            kept = self.mean.setdefault(name, value).to(own.device)
-            self.mean[name] = kept.lerp_(value, 1 / self.count)
+            value = own.to(torch.promote_types(own.dtype, torch.float32))
+            kept = self.mean.get(name, value).to(own.device)
+            self.mean[name] = kept.lerp(value, 1 / self.count)
             if is_last:
-                own.copy_(kept)
+                own.copy_(self.mean[name])
         if is_last:
             self.count, self.mean = 0, {}
 

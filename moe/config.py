@@ -232,7 +232,7 @@ class ExperimentConfig:
         return {k: v for k, v in self.tasks.items() if chosen is None or k in chosen}
 
 
-_GONE = {"branches", "stem"}  # options of training that checkpoints hold and answers do not need
+_GONE = {"branches", "stem"}  # of `optimizer`: older checkpoints hold them, no answer needs them
 
 
 def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
@@ -242,18 +242,16 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         types = get_type_hints(cls)
         known = {f.name for f in fields(cls)}
         for name in values:
-            check(
-                name in known | _GONE,
-                f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}",
-            )
+            check(name in known, f"{cls.__name__}: unknown key {name!r}, known: {sorted(known)}")
         return cls(
             **{
                 name: build(types[name], value) if is_dataclass(types[name]) else value
                 for name, value in values.items()
-                if name in known
             }
         )
 
     tasks = {name: build(TaskConfig, task) for name, task in values["tasks"].items()}
-    config: ExperimentConfig = build(ExperimentConfig, {**values, "tasks": tasks})
+    optimizer = {k: v for k, v in values.get("optimizer", {}).items() if k not in _GONE}
+    every = {**values, "tasks": tasks, "optimizer": optimizer}
+    config: ExperimentConfig = build(ExperimentConfig, every)
     return config

@@ -241,7 +241,7 @@ def _fit(
         if engine.checkpoint_callbacks:
             print(f"stopped; go on with: python train.py --resume {folder}", flush=True)
         raise
-    if lit.average.mean:
+    if lit.config.optimizer.average > 0 and engine.global_step < lit.total_steps:
         print("training ended before its last step: the model is no mean of weights", flush=True)
     return (time.monotonic() - start) / 60, engine.global_step
 
