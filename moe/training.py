@@ -256,7 +256,7 @@ def _announce(counts: list[str], planner: StepPlanner, model: Mixture, precision
     million = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{len(planner)} optimizer steps; rows per step: {mix}")
     print(
-        f"{million:.1f} M parameters, {len(model.experts)} experts; precision {precision}",
+        f"{million:.1f} M parameters, experts: {len(model.experts)}; precision {precision}",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""Two processes against one: the same rows, gradients, losses, metrics."""
+"""Two processes against one: the same rows, gradients, losses, averaged weights, metrics."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ KINDS: dict[str, list[object]] = {
 def parity(scratch: Path, count: int = 50, kinds: Sequence[str] = tuple(KINDS)) -> Report:
     """Two processes and one, with the same rows in a step, without dropout, in float32.
 
+    The weights at the end are the mean of those of the last half of the steps.
+
     Args:
         scratch: Where to work.
         count: Optimizer steps.
@@ -35,6 +37,7 @@ def parity(scratch: Path, count: int = 50, kinds: Sequence[str] = tuple(KINDS)) 
     report = Report(name="parity")
     config = make_project(scratch, data=SPARSE, trainer={"val_check_interval": count})
     options = ["--config", config, *STEADY, "--trainer.max_steps", count, "--checkpoint_every", 50]
+    options += ["--optimizer.schedule", "constant", "--optimizer.average", 0.5]
     for kind in kinds:
         _compare(report, scratch / kind.replace(" ", "-"), [*options, *KINDS[kind]], kind)
     return report
