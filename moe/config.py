@@ -113,8 +113,8 @@ class DataConfig:
         mixing: How much of each task a step holds.
         attach_context: Share of the rows without a passage in training that get a foreign one, so
             that the gate learns to read and not to look for a second segment.
-        routing: SOURCE of routing rows, which say where a request belongs and not what its answer
-            is (`docs/data.md`); None without.
+        routing: SOURCE of routing rows, which say where a request belongs and may hold answers
+            (`docs/data.md`); None without.
         routing_share: Routing rows of a step as a share of `batch_size`, on top of it.
         noise: Share of the training rows met with changed case, punctuation or a typo.
         workers: Processes that build the batches of a training process; 0 builds them in it.

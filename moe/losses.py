@@ -18,14 +18,14 @@ from moe.types import Routing
 
 
 def mixture_loss(log_weights_BE: Tensor, log_likelihood_BE: Tensor) -> Tensor:
-    """Negative log-likelihood (B,) in nats of the answer under the mixture of chosen experts.
+    """Negative log-likelihood (...) in nats of the answer under the mixture of chosen experts.
 
     `-logsumexp_{e in S}(log w_e + log p_e(y|x))`, Jacobs et al. 1991, "Adaptive mixtures of local
     experts". Its gradient at the gate's logits inside S is `w_e - r_e`, r the responsibilities.
 
     Args:
-        log_weights_BE: log w, -inf outside S. At least one expert per row is finite.
-        log_likelihood_BE: log p_e(y|x), -inf at experts that did not run.
+        log_weights_BE: (..., E) log w, -inf outside S. At least one expert per row is finite.
+        log_likelihood_BE: (..., E) log p_e(y|x), -inf at experts that did not run.
     """
     return -(log_weights_BE + log_likelihood_BE).logsumexp(-1)
 

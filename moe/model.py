@@ -120,10 +120,10 @@ class Mixture(nn.Module):
         return self._answered(embedded, [batch], [routing])[0]
 
     def forward_together(self, batches: Sequence[Batch]) -> list[MixtureOutput]:
-        """Outputs of batches whose tasks are known, encoded together (`encode_together`)."""
+        """Outputs of training batches, encoded together (`encode_together`)."""
         embedded = self.embed(batches)
         routings = [
-            self._routed(own, batch, self.own_tasks(batch), None)
+            self._routed(own, batch, self.answered_tasks(batch), None)
             for own, batch in zip(embedded, batches, strict=True)
         ]
         return self._answered(embedded, batches, routings)
@@ -233,10 +233,15 @@ class Mixture(nn.Module):
         numbers_T = torch.arange(len(self.tasks), device=batch.task_ids.device)
         return batch.task_ids[:, None] == numbers_T
 
-    def answer_loss(self, output: MixtureOutput, batch: Batch) -> Tensor:
-        """Negative log-likelihood (B,) in nats of each row's answer under its chosen experts.
+    def answered_tasks(self, batch: Batch) -> Tensor:
+        """(B, T) bool: the tasks whose experts learn from each row."""
+        own_BT = self.own_tasks(batch)
+        return own_BT if batch.answered_BT is None else own_BT | batch.answered_BT
 
-        0 for rows without a task: they only say where they belong.
+    def answer_loss(self, output: MixtureOutput, batch: Batch) -> Tensor:
+        """Negative log-likelihood (B, T) in nats of each row's answer to each task.
+
+        0 for tasks that do not answer the row.
         """
         routing = output.routing
         log_likelihood_BE = torch.full_like(routing.logits_BE, -torch.inf)
@@ -246,11 +251,15 @@ class Mixture(nn.Module):
             log_likelihood_N = expert.log_likelihood(answer.logits, batch.select(rows_N))
             column_N = torch.full_like(rows_N, answer.expert)
             log_likelihood_BE = log_likelihood_BE.index_put((rows_N, column_N), log_likelihood_N)
-        taskless_B = batch.task_ids < 0
-        # A row that no expert answered has nothing but -inf, and NaN for a gradient.
-        weights_BE = routing.log_weights_BE.masked_fill(taskless_B[:, None], 0.0)
-        log_likelihood_BE = log_likelihood_BE.masked_fill(taskless_B[:, None], 0.0)
-        return mixture_loss(weights_BE, log_likelihood_BE).masked_fill(taskless_B, 0.0)
+        chosen_BTE = routing.tasks_BT[:, :, None] & self.task_experts_TE
+        # Where no expert answered there is nothing but -inf, and NaN for a gradient.
+        idle_BT1 = ~routing.tasks_BT[:, :, None]
+        log_weights_BTE, log_likelihood_BTE = (
+            values_BE[:, None].where(chosen_BTE, -torch.inf).masked_fill(idle_BT1, 0.0)
+            for values_BE in (routing.log_weights_BE, log_likelihood_BE)
+        )
+        loss_BT = mixture_loss(log_weights_BTE, log_likelihood_BTE)
+        return loss_BT.masked_fill(~routing.tasks_BT, 0.0)
 
     @property
     def expert_names(self) -> tuple[str, ...]:

@@ -90,21 +90,22 @@ class StepLoss(nn.Module):
         """Loss of a micro-batch's rows as their part of the step's loss, its sums, terms to log."""
         weights, experts_TE = self.weights, model.task_experts_TE
         assert batch.step_rows_T is not None and batch.target_BT is not None
-        answer_B = model.answer_loss(output, batch)
+        answer_BT = model.answer_loss(output, batch)
         routing_B = routing_loss(output.routing.logits_BE, batch.target_BT, experts_TE)
         z_B = z_loss(output.routing.logits_BE)
         chosen_BE = model.inference_choice(output.routing)
         sums = gate_sums(output.routing, chosen_BE, batch.task_ids, experts_TE)
-        weight_B = self.task_weight_T[batch.task_ids]
-        row_B = weight_B * answer_B + weights.routing * routing_B + weights.z * z_B
+        # Not `@`, here and below: autocast would compute it in bfloat16.
+        weighted_B = (answer_BT * self.task_weight_T).sum(1)
+        row_B = weighted_B + weights.routing * routing_B + weights.z * z_B
         loss = row_B.sum() / batch.step_rows_T.sum()
         own_BT = model.own_tasks(batch).float()
         logged = {
-            "answer_T": answer_B.detach() @ own_BT,
-            "routing_T": routing_B.detach() @ own_BT,
-            "routing_rows": routing_B.detach() @ (1 - own_BT.sum(1)),
+            "answer_T": (answer_BT.detach() * own_BT).sum(0),
+            "routing_T": (routing_B.detach()[:, None] * own_BT).sum(0),
+            "routing_rows": (routing_B.detach() * (1 - own_BT.sum(1))).sum(),
             "num_routing_rows": (1 - own_BT).prod(1).sum(),
-            "z": z_B.detach() @ own_BT.sum(1),
+            "z": (z_B.detach() * own_BT.sum(1)).sum(),
             "loss": loss.detach(),
         }
         return loss, sums, logged

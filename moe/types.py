@@ -145,7 +145,7 @@ class Batch:
         attention_mask: (B, L) bool, True at tokens.
         context_mask: (B, L) bool, True at tokens of the context: where a span may lie.
         request_ids: (B,) int64 in [0, requests): windows of one request share a number.
-        task_ids: (B,) int64, the task of the row, -1 where it is not known or no expert answers.
+        task_ids: (B,) int64, the task of the row, -1 where it is not known or it is a routing row.
         labels: (B,) int64 class of the row, -1 where there is none.
         spans: (B, 2) int64 first and last token of the answer; (0, 0), the [CLS] token, where
             the window holds no answer.
@@ -153,6 +153,8 @@ class Batch:
             row has any.
         target_BT: (B, T) the mass that the gate should give each task, rows summing to 1; None
             outside training.
+        answered_BT: (B, T) bool, True at the tasks whose answer a routing row holds, so that their
+            experts learn from it; None where no row holds any.
         step_rows_T: (T,) int64 rows per task of the whole optimizer step, None outside training.
     """
 
@@ -165,6 +167,7 @@ class Batch:
     spans: Tensor
     tags: Tensor | None = None
     target_BT: Tensor | None = None
+    answered_BT: Tensor | None = None
     step_rows_T: Tensor | None = None
 
     def __len__(self) -> int:

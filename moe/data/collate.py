@@ -42,6 +42,7 @@ def collate(
         spans=torch.tensor([window.positions for window in windows]),
         tags=_tags(windows, padded.input_ids.shape[1]),
         target_BT=None if step_rows_T is None else _targets(windows, len(step_rows_T)),
+        answered_BT=None if step_rows_T is None else _answered(windows, len(step_rows_T)),
         step_rows_T=step_rows_T,
     )
 
@@ -64,6 +65,16 @@ def _targets(windows: Sequence[Window], num_tasks: int) -> Tensor:
         tasks = list(window.targets or (window.task,))
         target_BT[row, tasks] = 1 / len(tasks)
     return target_BT
+
+
+def _answered(windows: Sequence[Window], num_tasks: int) -> Tensor | None:
+    """The tasks whose answer each routing row holds (B, T); None without any."""
+    if not any(window.answered for window in windows):
+        return None
+    answered_BT = torch.zeros(len(windows), num_tasks, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        answered_BT[row, list(window.answered)] = True
+    return answered_BT
 
 
 @dataclass(frozen=True, kw_only=True)

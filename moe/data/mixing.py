@@ -56,7 +56,7 @@ class StepPlan:
     Attributes:
         position: Counted from 0.
         micro_batches: The rows of this rank.
-        rows_T: Rows of each task over all ranks, without routing rows: no expert answers them.
+        rows_T: Rows of each task over all ranks, without routing rows: they are of no task.
         rounds: Times that micro-batches are encoded together, on the rank that needs most.
     """
 

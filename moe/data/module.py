@@ -114,6 +114,7 @@ class StepDataset(Dataset[Step]):
             task=table.task,
             **targets(record, length, noised=row.noised),
             targets=record.get("targets", ()),
+            answered=record.get("answered", ()),
         )
 
 

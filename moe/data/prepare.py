@@ -104,13 +104,14 @@ def build_tables(
     """Tables of every task and of the routing rows, and one line of counts for each."""
     read = [read_task(name, task, data.root, seed) for name, task in tasks.items()]
     cache = Path(data.cache)
-    (routing_train, routing_held), routing_line = _routing_tables(list(tasks), data, tokenizer)
+    specs = tuple(task.spec for task in read)
+    (routing_train, routing_held), routing_line = _routing_tables(specs, data, tokenizer)
     train = tuple(
         build_table(task.train, task.spec, i, tokenizer, cache) for i, task in enumerate(read)
     )
     strangers = routing_held is not None and any(not row.tasks for row in routing_held.rows)
     tables = Tables(
-        specs=tuple(task.spec for task in read),
+        specs=specs,
         train=train,
         validation=tuple(
             build_table(task.validation, task.spec, i, tokenizer, cache)
@@ -143,18 +144,23 @@ def some_rows(table: TaskTable, seed: int) -> TaskTable:
 
 
 def _routing_tables(
-    names: list[str], data: DataConfig, tokenizer: TextTokenizer
+    specs: Sequence[TaskSpec], data: DataConfig, tokenizer: TextTokenizer
 ) -> tuple[tuple[RoutingTable | None, RoutingTable | None], list[str]]:
     if data.routing is None:
         return (None, None), []
-    if len(names) < 2:
+    if len(specs) < 2:
         return (None, None), ["routing: not read, a single task leaves nothing to route"]
-    root = Path(data.root)
+    root, names = Path(data.root), [spec.name for spec in specs]
     try:
         rows = read_routing_rows(data.routing, root=root, split="train", tasks=names)
     except InputError as error:
         raise InputError(f"data.routing: {error}") from error
     train, held = hold_out(rows)
-    line = f"routing: {len(train)} rows to train on, {len(held)} to fit thresholds on"
-    tables = [RoutingTable(part, names, tokenizer) if part else None for part in (train, held)]
-    return (tables[0], tables[1]), [line]
+    first = RoutingTable(train, names, tokenizer, specs) if train else None
+    second = RoutingTable(held, names, tokenizer) if held else None
+    answered = 0 if first is None else first.num_answered
+    line = (
+        f"routing: {len(train)} rows to train on, {answered} of them with answers, "
+        f"{len(held)} to fit thresholds on"
+    )
+    return (first, second), [line]

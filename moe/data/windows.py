@@ -132,8 +132,9 @@ class Window:
             if there is none.
         tags: Class of the word that begins at each token of the text, -1 at the others; None
             without tags.
-        targets: Numbers of the tasks that the gate should send a row without an answer to; empty
-            for every other row.
+        targets: Numbers of the tasks that the gate should send a routing row to; empty for every
+            other row.
+        answered: Those of them whose answer is in `label` or `span`.
     """
 
     text_ids: Ids
@@ -144,6 +145,7 @@ class Window:
     span: tuple[int, int] = (-1, -1)
     tags: Ids | None = None
     targets: tuple[int, ...] = ()
+    answered: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Tokens, special ones included."""

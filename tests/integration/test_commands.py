@@ -231,7 +231,7 @@ def test_one_task_alone(project: Path, run: Run) -> None:
         "--trainer.default_root_dir",
         project / "single",
     )
-    assert "2 experts" in done.stdout and "qa" not in done.stdout
+    assert "experts: 2" in done.stdout and "qa" not in done.stdout
     best = project / "single" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
     answer = MixtureOfExperts.from_pretrained(best).predict("good film")
     assert list(answer["answers"]) == ["mood"]

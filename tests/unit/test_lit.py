@@ -165,6 +165,30 @@ def test_routing_rows_move_the_gate_and_the_encoder_and_no_expert(
     assert not any(name.startswith("experts.") for name in moved)
 
 
+def test_a_routing_row_with_an_answer_counts_as_one_of_its_task_in_the_loss_alone(
+    tiny_model, hand_batch: Batch
+) -> None:
+    """Of the two routing rows the first is of tasks 0 and 2, and its label of task 0 is known."""
+    lit = lit_of(tiny_model().train(), LossConfig(routing=0.7, z=0.01))
+    batch = with_routing_rows(hand_batch)
+    loss, sums, logged = micro_batch(lit, batch)
+    answered_BT = torch.zeros(8, 3, dtype=torch.bool)
+    answered_BT[6, 0] = True
+    labels = batch.labels.clone()
+    labels[6] = 1
+    known = replace(batch, answered_BT=answered_BT, labels=labels)
+    more, more_sums, more_logged = micro_batch(lit, known)
+    own = replace(part(known, slice(6, 7)), task_ids=torch.tensor([0]), answered_BT=None)
+    output, = lit.model.forward_together([own])
+    answer = lit.model.answer_loss(output, own)[0, 0]
+    assert answer > 0.01
+    torch.testing.assert_close(more, loss + lit.step_loss.task_weight_T[0] * answer / 6)
+    for name in ("chosen_E", "shares_E", "mass_T", "rows_T"):
+        torch.testing.assert_close(getattr(more_sums, name), getattr(sums, name))
+    for name in ("answer_T", "routing_T", "routing_rows", "num_routing_rows", "z"):
+        torch.testing.assert_close(more_logged[name], logged[name])
+
+
 def test_the_gradient_at_the_gate_is_mass_minus_target(tiny_model, hand_batch: Batch) -> None:
     model = tiny_model(gate={"kind": "linear", "temperature": 1.0}).train()
     with torch.no_grad():

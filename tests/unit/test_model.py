@@ -78,7 +78,8 @@ def test_sparse_equals_running_all_experts_and_masking(
     assert set(sparse) == set(output.routing.chosen_BE.any(0).nonzero().flatten().tolist())
     expected = mixture_loss(output.routing.log_weights_BE, likelihood)
     assert expected.isfinite().all()
-    torch.testing.assert_close(model.answer_loss(output, hand_batch), expected)
+    own_BT = model.own_tasks(hand_batch)  # the loss of other tasks is 0
+    torch.testing.assert_close(model.answer_loss(output, hand_batch), expected[:, None] * own_BT)
 
 
 def test_an_expert_without_rows_does_not_run_and_gets_no_gradient(
@@ -262,7 +263,7 @@ def test_contract(tiny_model, hand_batch: Batch) -> None:
         output = run_own(model, hand_batch)
         own = model.own_tasks(hand_batch).float()
         routing = routing_loss(output.routing.logits_BE, own, model.task_experts_TE)
-        return (model.answer_loss(output, hand_batch) + routing).mean()
+        return (model.answer_loss(output, hand_batch).sum(1) + routing).mean()
 
     def train(steps: int) -> float:
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
@@ -313,9 +314,9 @@ def test_rows_without_a_task_have_no_answer_and_change_none(
     calls = count_calls(model)
     output = run_own(model, some)
     assert sum(calls.values()) == 2 + 2 + 4  # both sentiment experts, two windows of qa, intent
-    loss = model.answer_loss(output, some).tolist()
+    loss = model.answer_loss(output, some).sum(1).tolist()
     known = hand_batch.select(torch.tensor([0, 2, 3, 4]))
-    alone = model.answer_loss(run_own(model, known), known).tolist()
+    alone = model.answer_loss(run_own(model, known), known).sum(1).tolist()
     assert (loss[1], loss[5]) == (0.0, 0.0)
     assert [loss[row] for row in (0, 2, 3, 4)] == pytest.approx(alone, abs=1e-5)
     expected, actual = gradients(model, known), gradients(model, some)
@@ -328,8 +329,29 @@ def test_a_batch_of_nothing_but_rows_without_a_task(tiny_model, hand_batch: Batc
     batch = replace(hand_batch, task_ids=torch.full((6,), -1))
     output = run_own(model, batch)
     assert output.experts == ()
-    assert model.answer_loss(output, batch).tolist() == [0.0] * 6
+    assert model.answer_loss(output, batch).tolist() == [[0.0] * 3] * 6
     assert all(gradient.abs().max() == 0 for gradient in gradients(model, batch).values())
+
+
+def test_a_routing_row_with_two_answers_teaches_both_tasks(tiny_model, hand_batch: Batch) -> None:
+    """The question's row, once of sentiment, once of qa, and once a routing row of both."""
+    model = tiny_model(gate={"train_top_k": 4}).train()
+    question = replace(hand_batch.select(torch.tensor([2])), labels=torch.tensor([1]),
+                       request_ids=torch.tensor([0]))
+    both = replace(question, task_ids=torch.tensor([-1]),
+                   answered_BT=torch.tensor([[True, True, False]]))
+
+    def loss(batch: Batch) -> Tensor:
+        output, = model.forward_together([batch])
+        return model.answer_loss(output, batch)[0]
+
+    sentiment, qa = (loss(replace(question, task_ids=torch.tensor([task]))) for task in (0, 1))
+    assert sentiment[0] > 0 and qa[1] > 0
+    torch.testing.assert_close(loss(both), torch.stack([sentiment[0], qa[1], sentiment[2]]))
+    loss(both).sum().backward()
+    moved = {name for name, expert in model.experts.items()
+             if any(p.grad is not None and p.grad.abs().max() > 0 for p in expert.parameters())}
+    assert moved == {"sentiment-0", "sentiment-1", "qa-0"}
 
 
 # --- building ---------------------------------------------------------------------------------

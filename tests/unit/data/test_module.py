@@ -115,6 +115,29 @@ def test_a_step_holds_routing_rows(tables: Tables, word_tokenizer: TextTokenizer
     assert sorted(met) == [both] * 6 + [plain] * 6
 
 
+def test_a_step_holds_the_answers_of_routing_rows(
+    tables: Tables, word_tokenizer: TextTokenizer
+) -> None:
+    rows = [RoutingRow(text="film was bad who led", context=CONTEXT, tasks=("mood", "qa"),
+                       answers={"mood": "bad", "answer": "abbot"}),
+            RoutingRow(text="film was good", context=None, tasks=("mood",))]
+    known = replace(tables, routing_train=RoutingTable(rows, ("mood", "qa"), word_tokenizer,
+                                                       tables.specs))
+    planner = build_planner(known, config(max_tokens=256), total_steps=2, seed=0)
+    dataset = StepDataset(known, planner, word_tokenizer)
+    met = []
+    for batch in (*dataset[0].micro_batches, *dataset[1].micro_batches):
+        assert batch.step_rows_T.tolist() == [2, 2]  # as without answers
+        for row in (batch.task_ids < 0).nonzero().flatten().tolist():
+            answered = [] if batch.answered_BT is None else batch.answered_BT[row].tolist()
+            met.append((any(answered), batch.labels[row].item(), batch.spans[row].tolist()))
+        own = batch.task_ids >= 0
+        assert batch.answered_BT is None or not batch.answered_BT[own].any()
+    # [CLS] film was bad who led [SEP] An abbot: the ninth token.
+    with_answers = (True, MOOD.labels.index("bad"), [8, 8])
+    assert sorted(met) == [(False, -1, [0, 0])] * 2 + [with_answers] * 2
+
+
 def test_a_step_without_a_share_of_routing_rows(
     tables: Tables, word_tokenizer: TextTokenizer
 ) -> None:

@@ -15,7 +15,7 @@ from moe.data.augment import add_noise
 from moe.data.routing import RoutingRow, RoutingTable, hold_out, read_routing_rows
 from moe.data.tables import training_items
 from moe.data.windows import TextTokenizer
-from moe.types import InputError
+from moe.types import InputError, TaskSpec
 
 TASKS = ("sentiment", "qa", "intent")
 CONTEXT = "An abbot led  the monks."
@@ -51,6 +51,14 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     ]
 
 
+def test_answers_of_a_file(tmp_path: Path) -> None:
+    both = {"text": "so who led? good!", "context": CONTEXT, "tasks": ["sentiment", "qa"]}
+    rows = read(tmp_path, {**both, "sentiment": "good", "answer": "abbot", "intent": "ask"},
+                {**both, "sentiment": None, "answer": None})
+    # A label of a task that the row is not for says nothing.
+    assert [row.answers for row in rows] == [{"sentiment": "good", "answer": "abbot"}, {}]
+
+
 def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     row, = read(tmp_path, {"text": "a\ud800b", "context": "c\udfff", "tasks": ["qa"]})
     assert (row.text, row.context) == ("a\ufffdb", "c\ufffd")
@@ -78,6 +86,10 @@ ERRORS = [
     ({"text": "t"}, "tasks: got None, expected a list of task names, empty where none fits"),
     ({"text": "t", "tasks": "qa"}, "tasks: got 'qa', expected a list of task names"),
     ({"text": "t", "tasks": ["qa", 1]}, "tasks: got ['qa', 1], expected a list of task names"),
+    ({"text": "t", "tasks": ["qa"], "qa": 3}, "qa: got 3, expected a string, or null where"),
+    ({"text": "t", "context": "c", "tasks": ["qa"], "answer": "d"},
+     "answer: got 'd', expected a piece of the context, word for word"),
+    ({"text": "t", "tasks": ["qa"], "answer": "d"}, "answer: got 'd', expected a piece of the"),
     (["t"], "got ['t'], expected a JSON object"),
     ("{", "got '{', expected JSON"),
 ]
@@ -180,6 +192,35 @@ def test_records_of_a_table(table: RoutingTable, word_tokenizer: TextTokenizer) 
     (passage, _), = word_tokenizer.encode([CONTEXT])
     assert both["context_ids"].tolist() == passage.tolist()
     assert table.task == -1 and len(table) == 3
+
+
+SPECS = (
+    TaskSpec(name="sentiment", type="classifier", num_experts=1, labels=("bad", "good")),
+    TaskSpec(name="qa", type="span", num_experts=1),
+    TaskSpec(name="intent", type="classifier", num_experts=1, labels=("pay",), out_of_scope="oos"),
+)
+
+
+@pytest.mark.parametrize(("tasks", "answers", "expected"), [
+    (("qa", "sentiment"), {"sentiment": "good", "answer": "abbot"}, ((0, 1), 1, (1, 1))),
+    (("qa", "sentiment"), {"answer": "the monks"}, ((1,), -1, (3, 4))),
+    (("qa", "sentiment"), {"sentiment": "splendid"}, ((), -1, (-1, -1))),  # a label of others
+    (("sentiment",), {"sentiment": "bad", "answer": "abbot"}, ((0,), 0, (-1, -1))),
+    (("intent",), {"intent": "oos"}, ((2,), 1, (-1, -1))),
+    (("intent", "sentiment"), {"intent": "pay", "sentiment": "good"}, ((0,), 1, (-1, -1))),
+    (("intent",), {}, ((), -1, (-1, -1))),
+])
+def test_answers_that_experts_learn(
+    word_tokenizer: TextTokenizer, tasks: tuple[str, ...], answers: dict[str, str],
+    expected: tuple[Any, ...]
+) -> None:
+    rows = [replace(row("who led", *tasks, context=CONTEXT), answers=answers)]
+    table = RoutingTable(rows, TASKS, word_tokenizer, SPECS)
+    record, = table.read([0])
+    assert (record["answered"], record["label"], record["span"]) == expected
+    assert table.num_answered == (len(expected[0]) > 0)
+    silent = RoutingTable(rows, TASKS, word_tokenizer).read([0])[0]
+    assert (silent["answered"], silent["label"], silent["span"]) == ((), -1, (-1, -1))
 
 
 def test_lengths(table: RoutingTable) -> None:
