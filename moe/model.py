@@ -251,15 +251,14 @@ class Mixture(nn.Module):
             log_likelihood_N = expert.log_likelihood(answer.logits, batch.select(rows_N))
             column_N = torch.full_like(rows_N, answer.expert)
             log_likelihood_BE = log_likelihood_BE.index_put((rows_N, column_N), log_likelihood_N)
-        chosen_BTE = routing.tasks_BT[:, :, None] & self.task_experts_TE
         # Where no expert answered there is nothing but -inf, and NaN for a gradient.
-        idle_BT1 = ~routing.tasks_BT[:, :, None]
         log_weights_BTE, log_likelihood_BTE = (
-            values_BE[:, None].where(chosen_BTE, -torch.inf).masked_fill(idle_BT1, 0.0)
+            values_BE[:, None]
+            .where(self.task_experts_TE, -torch.inf)
+            .where(routing.tasks_BT[:, :, None], 0.0)
             for values_BE in (routing.log_weights_BE, log_likelihood_BE)
         )
-        loss_BT = mixture_loss(log_weights_BTE, log_likelihood_BTE)
-        return loss_BT.masked_fill(~routing.tasks_BT, 0.0)
+        return mixture_loss(log_weights_BTE, log_likelihood_BTE).where(routing.tasks_BT, 0.0)
 
     @property
     def expert_names(self) -> tuple[str, ...]:

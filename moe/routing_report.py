@@ -27,8 +27,7 @@ from moe.baseline_routers import by_rule, by_words, fit_rule, share_right
 from moe.collect import embed
 from moe.data.module import RequestDataset
 from moe.data.prepare import build_tables
-from moe.data.routing import RoutingRow, RoutingTable, read_routing_rows
-from moe.data.sources import read_json_lines
+from moe.data.routing import ANSWER, RoutingRow, RoutingTable, read_routing_rows
 from moe.data.tables import TaskTable
 from moe.metrics import squad_scores
 from moe.predict import MixtureOfExperts
@@ -97,28 +96,27 @@ def compare_routers(
 
 
 def two_answers(
-    model: MixtureOfExperts, records: Sequence[Mapping[str, Any]], span_task: str, label_task: str
+    model: MixtureOfExperts, rows: Sequence[RoutingRow], span_task: str, label_task: str
 ) -> dict[str, float]:
     """How often both tasks of a request answer, and how often both are right.
 
     Args:
         model: The model.
-        records: Objects with `text`, `context`, and the right answers: the label under the name
-            of its task, the span under `answer`.
+        rows: With the right answers to both.
         span_task, label_task: Names of the two tasks.
     """
-    said = model.predict([{"text": r["text"], "context": r["context"]} for r in records])
+    said = model.predict(requests_of(rows))
     answered = np.array([{span_task, label_task} <= set(a["answers"]) for a in said])
     label = np.array(
         [
-            a["answers"].get(label_task, {}).get("label") == r[label_task]
-            for a, r in zip(said, records, strict=True)
+            a["answers"].get(label_task, {}).get("label") == row.answers[label_task]
+            for a, row in zip(said, rows, strict=True)
         ]
     )
     texts = [a["answers"].get(span_task, {}).get("text", "") for a in said]
-    exact, f1 = squad_scores(texts, [[r["answer"]] for r in records]).T
+    exact, f1 = squad_scores(texts, [[row.answers[ANSWER]] for row in rows]).T
     return {
-        "n": float(len(records)),
+        "n": float(len(rows)),
         "both_answer": float(answered.mean()),
         "label_right": float(label.mean()),
         "exact_match": float(exact.mean()),
@@ -219,12 +217,8 @@ def measure_routing(
         "clean": compare_routers(model, train, clean).table(),
         "hard": compare_routers(model, train, hard).table(),
     }
-    records = [
-        dict(row) for _, row in read_json_lines(rows, root=Path(data.root), split="test").rows
-    ]
-    pairs = [r for r in records if r.get("category") == TWO_ANSWERS]
-    if pairs and set(pairs[0]["tasks"]) <= set(names):
-        label_task, span_task = pairs[0]["tasks"]
+    if pairs := [row for row in asked if row.category == TWO_ANSWERS]:
+        label_task, span_task = pairs[0].tasks
         report["two_answers"] = two_answers(model, pairs, span_task, label_task)
     strange = [row for row in asked if not row.tasks]
     if strange and bundle.calibration.reference is not None and tables.routing_validation:

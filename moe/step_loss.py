@@ -100,12 +100,13 @@ class StepLoss(nn.Module):
         row_B = weighted_B + weights.routing * routing_B + weights.z * z_B
         loss = row_B.sum() / batch.step_rows_T.sum()
         own_BT = model.own_tasks(batch).float()
+        known_B = own_BT.sum(1)  # 0 for routing rows
         logged = {
             "answer_T": (answer_BT.detach() * own_BT).sum(0),
             "routing_T": (routing_B.detach()[:, None] * own_BT).sum(0),
-            "routing_rows": (routing_B.detach() * (1 - own_BT.sum(1))).sum(),
-            "num_routing_rows": (1 - own_BT).prod(1).sum(),
-            "z": (z_B.detach() * own_BT.sum(1)).sum(),
+            "routing_rows": (routing_B.detach() * (1 - known_B)).sum(),
+            "num_routing_rows": (1 - known_B).sum(),
+            "z": (z_B.detach() * known_B).sum(),
             "loss": loss.detach(),
         }
         return loss, sums, logged
