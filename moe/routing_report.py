@@ -95,33 +95,30 @@ def compare_routers(
     )
 
 
-def two_answers(
-    model: MixtureOfExperts, rows: Sequence[RoutingRow], span_task: str, label_task: str
-) -> dict[str, float]:
+def two_answers(model: MixtureOfExperts, rows: Sequence[RoutingRow]) -> dict[str, float]:
     """How often both tasks of a request answer, and how often both are right.
 
     Args:
         model: The model.
-        rows: With the right answers to both.
-        span_task, label_task: Names of the two tasks.
+        rows: Each with two tasks and the right answers to both, a label and a span.
     """
     said = model.predict(requests_of(rows))
-    answered = np.array([{span_task, label_task} <= set(a["answers"]) for a in said])
-    label = np.array(
-        [
-            a["answers"].get(label_task, {}).get("label") == row.answers[label_task]
-            for a, row in zip(said, rows, strict=True)
-        ]
-    )
-    texts = [a["answers"].get(span_task, {}).get("text", "") for a in said]
+    answered, label, texts = [], [], []
+    for row, answer in zip(rows, said, strict=True):
+        answers = answer["answers"]
+        label_task = next(name for name in row.answers if name != ANSWER)
+        span_task = next(name for name in row.tasks if name != label_task)
+        answered.append({label_task, span_task} <= set(answers))
+        label.append(answers.get(label_task, {}).get("label") == row.answers[label_task])
+        texts.append(answers.get(span_task, {}).get("text", ""))
     exact, f1 = squad_scores(texts, [[row.answers[ANSWER]] for row in rows]).T
     return {
         "n": float(len(rows)),
-        "both_answer": float(answered.mean()),
-        "label_right": float(label.mean()),
+        "both_answer": float(np.mean(answered)),
+        "label_right": float(np.mean(label)),
         "exact_match": float(exact.mean()),
         "f1": float(f1.mean()),
-        "both_right": float((answered & label & (f1 >= 50)).mean()),
+        "both_right": float(np.mean(np.array(answered) & np.array(label) & (f1 >= 50))),
     }
 
 
@@ -217,9 +214,8 @@ def measure_routing(
         "clean": compare_routers(model, train, clean).table(),
         "hard": compare_routers(model, train, hard).table(),
     }
-    if pairs := [row for row in asked if row.category == TWO_ANSWERS]:
-        label_task, span_task = pairs[0].tasks
-        report["two_answers"] = two_answers(model, pairs, span_task, label_task)
+    if pairs := [r for r in asked if r.category == TWO_ANSWERS and {ANSWER} < {*r.answers}]:
+        report["two_answers"] = two_answers(model, pairs)
     strange = [row for row in asked if not row.tasks]
     if strange and bundle.calibration.reference is not None and tables.routing_validation:
         held = tables.routing_validation.rows

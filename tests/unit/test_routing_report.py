@@ -74,10 +74,10 @@ def test_two_answers_count_only_where_both_are_there_and_right() -> None:
     rows = [
         RoutingRow(text="late again, when is the next", context="c", tasks=("mood", "qa"),
                    answers={"mood": "bad", "answer": "noon"}),
-        RoutingRow(text="nice, who", context="c", tasks=("mood", "qa"),
+        RoutingRow(text="nice, who", context="c", tasks=("qa", "mood"),
                    answers={"mood": "good", "answer": "Ada"}),
     ]
-    found = two_answers(Fake(), rows, "qa", "mood")  # type: ignore[arg-type]
+    found = two_answers(Fake(), rows)  # type: ignore[arg-type]
     # "at noon" against "noon": precision 1/2, recall 1, F1 2/3; nothing for the second.
     assert found == pytest.approx({
         "n": 2, "both_answer": 0.5, "label_right": 1.0, "exact_match": 0.0,
