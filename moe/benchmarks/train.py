@@ -43,7 +43,7 @@ from moe.precision import pick_precision
 from moe.pretrained import MINILM, resolve_folder
 from moe.types import InputError
 
-SHARES = {"sentiment": 80.0, "qa": 11.0, "intent": 37.0}  # of configs/local.yaml
+SHARES = {"sentiment": 80.0, "qa": 11.0, "intent": 37.0}  # much like configs/local.yaml
 MAX_LENGTH = 384
 WARM_UP = 2  # steps that are not timed: the first of each size is slower
 ROWS = 3200  # of each task that the Trainer gets; grouping by length looks at 50 batches at once

@@ -38,6 +38,12 @@ class Words:
         return len(self.starts_W)
 
 
+def _no_tokenizer(name: str, why: str) -> InputError:
+    return InputError(
+        f"no tokenizer at {name!r} ({why}): expected a folder or hub name with a tokenizer.json"
+    )
+
+
 class TextTokenizer:
     """Token ids and character offsets of plain text, without special tokens or truncation."""
 
@@ -65,12 +71,13 @@ class TextTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(name).backend_tokenizer)
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"no tokenizer at {name!r} ({str(error).splitlines()[0]}): expected a folder or "
-                "hub name with a tokenizer.json"
-            ) from error
+            raise _no_tokenizer(name, str(error).splitlines()[0]) from error
+        # Of a folder without its files transformers makes one that knows no word.
+        if tokenizer.get_vocab_size() == len(tokenizer.get_added_tokens_decoder()):
+            raise _no_tokenizer(name, "it knows no word")
+        return cls(tokenizer)
 
     @classmethod
     def from_json(cls, text: str) -> TextTokenizer:

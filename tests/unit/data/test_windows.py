@@ -67,6 +67,13 @@ def test_no_tokenizer_there(tmp_path) -> None:
         TextTokenizer.from_pretrained(str(tmp_path / "missing"))
 
 
+def test_a_folder_of_weights_alone_has_no_tokenizer(tmp_path) -> None:
+    # transformers makes a tokenizer for it, to which every word is unknown.
+    (tmp_path / "config.json").write_text('{"model_type": "distilbert", "vocab_size": 50}')
+    with pytest.raises(InputError, match=r"\(it knows no word\): expected a folder or hub name"):
+        TextTokenizer.from_pretrained(str(tmp_path))
+
+
 # --- windows ----------------------------------------------------------------------------------
 
 
